@@ -1,0 +1,1 @@
+"""The Streamlit demo; it talks to the facade of mmrec only."""

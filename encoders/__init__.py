@@ -1,0 +1,1 @@
+"""Media to vectors: text, pictures, sound, their fusion and the bridges between spaces."""

@@ -1,0 +1,1 @@
+"""Vectors to semantic IDs to the next item; nearest neighbours and grounding."""
