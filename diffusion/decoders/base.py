@@ -1,0 +1,117 @@
+"""What every decoder of media is: embeddings in, pictures or clips out.
+
+A decoder reads one embedding space and says which (`space`, the same string as the encoder that makes that space). The
+vectors of two spaces may have the same length and mean entirely different things, so asking a decoder of one space to
+draw vectors of another is refused by name, not by shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# name -> module and class; the class has `from_pretrained(path | None)`, where None means the weights shipped with it
+DECODERS: dict[str, tuple[str, str]] = {
+    "builtin_image": ("diffusion.decoders.builtin_image", "BuiltinImageDecoder"),
+    "builtin_music": ("diffusion.decoders.builtin_music", "BuiltinMusicDecoder"),
+}
+
+
+class SpaceMismatch(ValueError):
+    """The embeddings come from another space than the decoder reads."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A piece of music: `samples` float32 `[n]` mono in [-1, 1], `rate` in Hz, and the score it was rendered from.
+
+    `midi` is a standard MIDI file as bytes.
+    """
+
+    samples: np.ndarray
+    rate: int
+    midi: bytes
+
+    @property
+    def seconds(self) -> float:
+        """Length of the clip."""
+        return len(self.samples) / self.rate
+
+
+@runtime_checkable
+class MediaDecoder(Protocol):
+    """The contract of a decoder; `media` is "image" or "audio"."""
+
+    name: str
+    space: str
+    media: str
+    dim: int
+
+    def decode(self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0) -> Sequence[Image] | Sequence[Clip]:
+        """Make one picture (RGB) or clip per row of `embeddings` float32 `[n, dim]`, not normalised.
+
+        Item i depends on `(embeddings[i], seed, first + i)` only, so a long batch can be cut anywhere: decode the part
+        that starts at row r with `first=r`. Raises `ValueError` for another shape or a value that is not finite.
+        """
+        ...
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`; `config.json` names the decoder under "decoder"."""
+        ...
+
+
+def decoder_names() -> list[str]:
+    """The decoders that come with the package."""
+    return sorted(DECODERS)
+
+
+def load_decoder(name_or_path: str | Path, space: str) -> MediaDecoder:
+    """Load a decoder by name, or one saved by `save_pretrained`, for embeddings of `space`.
+
+    Raises `KeyError` for a name nobody registered, `FileNotFoundError` for a folder that holds no decoder and
+    `SpaceMismatch` where the decoder reads another space.
+    """
+    if str(name_or_path) in DECODERS:
+        decoder = _decoder_class(str(name_or_path)).from_pretrained(None)
+    elif os.sep not in str(name_or_path) and not Path(name_or_path).is_dir():
+        raise KeyError(f"no decoder named {name_or_path!r}; there are {', '.join(decoder_names())}, or give a folder")
+    else:
+        config = Path(name_or_path) / "config.json"
+        if not config.is_file():
+            raise FileNotFoundError(f"{name_or_path} holds no decoder: {config} is missing; train one or give a name")
+        name = json.loads(config.read_text(encoding="utf-8")).get("decoder")
+        if name not in DECODERS:
+            raise KeyError(f'{config} says "decoder": {name!r}; there are {", ".join(decoder_names())}')
+        decoder = _decoder_class(name).from_pretrained(Path(name_or_path))
+    if decoder.space != space:
+        raise SpaceMismatch(
+            f"{decoder.name} draws embeddings of the space {decoder.space!r}, not {space!r}: "
+            f"give it embeddings of its own space (a bridge can make them), or train a decoder for {space!r}"
+        )
+    return decoder
+
+
+def check_embeddings(embeddings: np.ndarray, dim: int, name: str) -> np.ndarray:
+    """Return `embeddings` as float32 `[n, dim]`, or raise `ValueError` saying what is wrong with them."""
+    values = np.asarray(embeddings, dtype=np.float32)
+    if values.ndim != 2 or values.shape[1] != dim:
+        raise ValueError(f"{name} reads embeddings of shape [n, {dim}], got {list(values.shape)}")
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"{name}: embedding {int(np.argmin(finite))} holds a NaN or an infinity")
+    return values
+
+
+def _decoder_class(name: str) -> Any:
+    module, attribute = DECODERS[name]
+    return getattr(import_module(module), attribute)
