@@ -1,0 +1,110 @@
+"""The recipe: everything one reproducible run is made of, as one YAML file, validated on the way in.
+
+A workspace keeps its own copy as ``recipe.yaml``; every command reads its options there, so that a command typed by
+hand and ``mmrec run`` make the same artifacts. The options of the models (``retriever``, ``prior``, ...) are passed to
+the config dataclass of the room that owns them, which rejects names it does not know.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmrec.errors import MmrecError
+from mmrec.workspace import write_text
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Source(_Strict):
+    """Where the catalog and the log come from: a named dataset, or files of one's own."""
+
+    dataset: str | None = None
+    """A name known to `mmrec.datasets.prepare`; it writes the files below into ``<workspace>/sources``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    catalog: Path | None = None
+    log: Path | None = None
+    media_root: Path | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    log_columns: dict[str, str] = Field(default_factory=dict)
+    like_at: float | None = None
+    dislike_at: float | None = None
+    simulated: bool = False
+    """Whether the people of the log are simulated; said wherever they are shown."""
+
+
+class Encoders(_Strict):
+    """One encoder name of `encoders.registry` per modality; a modality whose encoder is null is left out."""
+
+    text: str | None = "minilm"
+    image: str | None = "efficientnet_lite0"
+    audio: str | None = "musicnn"
+
+
+class Decoders(_Strict):
+    """What draws and plays the dreamt vectors: the name of a decoder, or a folder where one was saved."""
+
+    image: str | None = "builtin_image"
+    audio: str | None = "builtin_music"
+
+
+class Evaluation(_Strict):
+    """What `mmrec evaluate` measures."""
+
+    seeds: list[int] = [0]
+    ks: list[int] = [10, 20]
+    people: int | None = None
+    """At most so many people are asked (drawn by seed); null means everyone."""
+    claims: list[str] = ["popularity", "item-kNN", "mean of history"]
+    """Baselines that the report compares ours with in words, with a paired test."""
+
+
+class Recipe(_Strict):
+    """A whole run. Unknown names are errors, so that a typing slip cannot pass silently."""
+
+    name: str = "catalog"
+    seed: int = 0
+    source: Source = Field(default_factory=Source)
+    split: Literal["leave_one_out", "by_time"] = "leave_one_out"
+    encoders: Encoders = Field(default_factory=Encoders)
+    fusion: dict[str, Any] = Field(default_factory=dict)
+    tokenizer: dict[str, Any] = Field(default_factory=lambda: {"name": "residual_kmeans"})
+    retriever: dict[str, Any] = Field(default_factory=dict)
+    prior: dict[str, Any] = Field(default_factory=dict)
+    decoders: Decoders = Field(default_factory=Decoders)
+    decoder_training: dict[str, Any] = Field(default_factory=dict)
+    index: str = "Flat"
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+
+    @staticmethod
+    def load(path: Path) -> Recipe:
+        """Read a recipe; relative paths in it are relative to the file's folder.
+
+        Raises:
+            MmrecError: if the file is absent, no YAML, or holds an unknown name or a value of the wrong type.
+        """
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise MmrecError(f"cannot read the recipe {path}: {error}", "mmrec run RECIPE.yaml") from error
+        try:
+            recipe = Recipe.model_validate(raw)
+        except ValidationError as error:
+            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise MmrecError(f"{path}: {told}", "see docs/recipes.md for the names a recipe may use") from error
+        source = recipe.source
+        for name in ("catalog", "log", "media_root"):
+            value: Path | None = getattr(source, name)
+            if value is not None and not value.is_absolute():
+                setattr(source, name, (path.parent / value).resolve())
+        return recipe
+
+    def save(self, path: Path) -> None:
+        """Write the recipe atomically."""
+        text = yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+        write_text(path, text)

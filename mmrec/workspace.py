@@ -1,0 +1,257 @@
+"""The workspace: the truth on disk, one folder with one artifact per stage.
+
+``workspace/<stage>`` is a symlink to a finished version under ``.versions/``. A stage writes into
+``.partial/<stage>-<fingerprint>/``, where a killed run leaves its shards and checkpoints for the next one; when it is
+done the folder is renamed and the symlink replaced in one step, so readers see the old artifact or the new one, never half.
+
+``artifact.json`` in every version says what it was made from: the fingerprints of its inputs, its options, and a
+SHA-256 per file. A stage whose fingerprint is unchanged is skipped; a stale, foreign or damaged one is refused with the
+command that mends it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mmrec.errors import MmrecError, StaleArtifact
+
+CHECKPOINTS = ".checkpoint"
+"""Folder inside a stage's working folder that is dropped when the stage finishes."""
+
+MENDS = {
+    "catalog": "mmrec ingest SOURCE",
+    "interactions": "mmrec ingest SOURCE --log LOG",
+    "embeddings": "mmrec embed",
+    "vectors": "mmrec embed",
+    "ids": "mmrec tokenize",
+    "retriever": "mmrec train retriever",
+    "prior": "mmrec train prior",
+    "decoder": "mmrec train decoder",
+    "index": "mmrec index",
+    "evaluation": "mmrec evaluate",
+    "additions": "mmrec add",
+}
+"""The command that makes each stage's artifact."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: where it lies and what it was made from."""
+
+    stage: str
+    path: Path
+    fingerprint: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+class Workspace:
+    """One workspace folder. Reading never writes; `build` is the only way to write an artifact.
+
+    Args:
+        root: the folder; made by the first `build`.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._verified: dict[Path, Artifact] = {}
+
+    def __repr__(self) -> str:
+        return f"Workspace({str(self.root)!r})"
+
+    def mend(self, stage: str) -> str:
+        """The command a person types to make the artifact of ``stage``."""
+        return f"{MENDS[stage]} -w {self.root}"
+
+    def current(self, stage: str) -> Artifact | None:
+        """The artifact of ``stage`` with every checksum verified, or None if there is none.
+
+        Raises:
+            StaleArtifact: if a file of it is missing or differs from what was written.
+        """
+        link = self.root / stage
+        if not (link / "artifact.json").is_file():
+            return None
+        version = link.resolve()
+        if version in self._verified:
+            return self._verified[version]
+        damaged = f"{link} is damaged"
+        try:
+            record = json.loads((version / "artifact.json").read_text(encoding="utf-8"))
+            artifact = Artifact(
+                stage, version, record["fingerprint"], record["inputs"], record["options"], record["files"]
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise StaleArtifact(f"{damaged}: artifact.json cannot be read ({error})", self.mend(stage)) from error
+        for name, checksum in artifact.files.items():
+            file = version / name
+            if not file.is_file() or _sha256(file) != checksum:
+                raise StaleArtifact(f"{damaged}: {name} is missing or not what was written", self.mend(stage))
+        if record["stage"] != stage:
+            raise StaleArtifact(f"{link} holds the artifact of stage {record['stage']!r}", self.mend(stage))
+        self._verified[version] = artifact
+        return artifact
+
+    def require(self, stage: str) -> Artifact:
+        """The artifact of ``stage``, certain to be whole and made from the artifacts that lie here now.
+
+        Raises:
+            StaleArtifact: if it is absent, damaged, or made from another catalog or an older input.
+        """
+        artifact = self.current(stage)
+        if artifact is None:
+            raise StaleArtifact(f"{self.root} has no {stage} yet", self.mend(stage))
+        for name, fingerprint in artifact.inputs.items():
+            if name not in MENDS:
+                continue
+            source = self.require(name)
+            if source.fingerprint != fingerprint:
+                raise StaleArtifact(
+                    f"{self.root / stage} was made from {name} {fingerprint[:8]}, but {name} here is "
+                    f"{source.fingerprint[:8]}: it is stale or belongs to another catalog",
+                    self.mend(stage),
+                )
+        return artifact
+
+    def build(
+        self,
+        stage: str,
+        inputs: Mapping[str, str],
+        options: Mapping[str, Any],
+        write: Callable[[Path], None],
+        *,
+        force: bool = False,
+    ) -> tuple[Artifact, bool]:
+        """Make the artifact of ``stage`` unless a fresh one lies here.
+
+        Args:
+            stage: a key of `MENDS`.
+            inputs: name -> fingerprint of everything the artifact is made from.
+            options: JSON-able options of the stage; part of the fingerprint.
+            write: writes every file of the artifact into the folder it is given. The folder may hold what a killed
+                run with the same fingerprint left; files under `CHECKPOINTS` in it are dropped at the end.
+            force: build even if fresh.
+
+        Returns:
+            The artifact, and whether it was built (False: it was fresh).
+        """
+        fingerprint = fingerprint_of({"stage": stage, "inputs": dict(inputs), "options": dict(options)})
+        with self.lock():
+            try:
+                artifact = self.current(stage)
+            except StaleArtifact:
+                artifact = None
+            if artifact is not None and artifact.fingerprint == fingerprint and not force:
+                return artifact, False
+            version = self.root / ".versions" / f"{stage}-{fingerprint}"
+            work = self.root / ".partial" / f"{stage}-{fingerprint}"
+            if version.exists():
+                self._verified.pop(version.resolve(), None)
+                shutil.rmtree(version)
+            work.mkdir(parents=True, exist_ok=True)
+            write(work)
+            shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+            for leftover in work.rglob(".*"):  # temporary files of a killed run
+                leftover.unlink()
+            files = {
+                str(file.relative_to(work)): _sha256(file)
+                for file in sorted(work.rglob("*"))
+                if file.is_file() and file.name != "artifact.json"
+            }
+            artifact = Artifact(stage, version, fingerprint, dict(inputs), json_able(dict(options)), files)
+            record = {key: value for key, value in asdict(artifact).items() if key != "path"}
+            write_text(work / "artifact.json", json.dumps(record, indent=1, sort_keys=True))
+            version.parent.mkdir(exist_ok=True)
+            os.replace(work, version)
+            self._point(stage, version)
+            self._sweep(stage, keep=version)
+        artifact = Artifact(stage, version.resolve(), fingerprint, dict(inputs), artifact.options, files)
+        self._verified[artifact.path] = artifact
+        return artifact, True
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the workspace for writing.
+
+        Raises:
+            MmrecError: at once, if another process holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise MmrecError(
+                f"another mmrec process is working on {self.root}", "wait for it to end, or use another -w WORKSPACE"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _point(self, stage: str, version: Path) -> None:
+        link = self.root / stage
+        if link.exists() and not link.is_symlink():
+            raise MmrecError(f"{link} is in the way: an artifact would be put there", f"move {link} elsewhere")
+        fresh = self.root / f".{stage}.link"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(version.relative_to(self.root), target_is_directory=True)
+        os.replace(fresh, link)
+
+    def _sweep(self, stage: str, keep: Path) -> None:
+        for folder in (self.root / ".versions", self.root / ".partial"):
+            for other in folder.glob(f"{stage}-*"):
+                if other != keep:
+                    shutil.rmtree(other, ignore_errors=True)
+
+
+def fingerprint_of(value: Any) -> str:
+    """A short stable name for a JSON-able value: 16 hex digits of its SHA-256."""
+    return hashlib.sha256(json.dumps(json_able(value), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint_of_source(source: Path) -> str:
+    """A fingerprint of a file's bytes, or of the names, sizes and modification times of the files of a folder.
+
+    Raises:
+        MmrecError: if there is nothing at ``source``.
+    """
+    if source.is_file():
+        return _sha256(source)[:16]
+    if not source.is_dir():
+        raise MmrecError(f"there is no file or folder at {source}", "give the path of the catalog or the log")
+    stats = ((str(file.relative_to(source)), file.stat()) for file in sorted(source.rglob("*")) if file.is_file())
+    return fingerprint_of([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: a killed process leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.chmod(f.name, 0o644)
+    os.replace(f.name, path)
+
+
+def json_able(value: Any) -> Any:
+    """``value`` with paths as strings and tuples as lists, ready for `json.dumps`."""
+    return json.loads(json.dumps(value, default=str, sort_keys=True))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
