@@ -288,8 +288,7 @@ def bootstrap_interval(
     lowhigh = np.full((2, columns.shape[1]), np.nan)
     measured = known.any(axis=0)
     lowhigh[:, measured] = np.nanquantile(means[:, measured], [tail, 1 - tail], axis=0)
-    low, high = lowhigh.reshape((2, *values.shape[1:]))
-    return low, high
+    return lowhigh[0].reshape(values.shape[1:]), lowhigh[1].reshape(values.shape[1:])
 
 
 def paired_permutation(a: np.ndarray, b: np.ndarray, seed: int, *, permutations: int = 10_000) -> float:
