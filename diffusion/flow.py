@@ -1,0 +1,58 @@
+"""The path from noise to item vectors, the training objective, and the sampler.
+
+Vectors live on the sphere of radius sqrt(D), where standard normal noise lives too. A noisy vector is
+alpha * x0 + sigma * noise with alpha^2 + sigma^2 = 1. In high dimension x0 and the noise are orthogonal but for
+O(1/sqrt(D)), so this is the great circle (slerp) between them; and it is the straight path of flow matching (Lipman et
+al. 2023) up to a rescaling of each point, so the two differ only in how the levels are spaced (Kingma & Gao 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def levels(u: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) at u in [0, 1], 0 data and 1 noise; sigma / alpha = shift * u / (1 - u).
+
+    `shift` > 1 spends more of u near noise (Esser et al. 2024, section 5.3.2): among vectors in D dimensions a taste is
+    chosen when alpha * sqrt(D) is about 1, which is nearly pure noise.
+    """
+    alpha, sigma = 1 - u, shift * u
+    norm = (alpha.square() + sigma.square()).sqrt()
+    return alpha / norm, sigma / norm
+
+
+def denoised(correction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Estimate of x0 from the network's output: the preconditioning of Karras et al. 2022, section 5, on this path."""
+    return alpha * x + sigma * correction
+
+
+def joint_noise(n: int, dim: int, generator: torch.Generator) -> Tensor:
+    """n noises [n, D], each standard normal, orthogonal within blocks of D, so that a set of seeds differs.
+
+    Orthogonal random features (Yu et al. 2016, section 3): every single noise is distributed as if drawn alone.
+    """
+    blocks = []
+    for start in range(0, n, dim):
+        directions, triangle = torch.linalg.qr(torch.randn(dim, dim, generator=generator))
+        directions = directions * triangle.diagonal().sign()
+        lengths = torch.randn(dim, dim, generator=generator).norm(dim=1)
+        blocks.append((directions.T * lengths[:, None])[: n - start])
+    return torch.cat(blocks) if blocks else torch.empty(0, dim)
+
+
+def integrate(estimate: Callable[[Tensor, float], Tensor], x: Tensor, steps: int, shift: float) -> Tensor:
+    """Follow the flow from noise x to data in `steps` Euler steps; deterministic (DDIM, Song et al. 2021, section 4.1).
+
+    estimate(x, u) gives x0. Each step keeps the noise that x and the estimate imply and lowers its level.
+    """
+    grid = torch.linspace(1, 0, steps + 1)
+    alphas, sigmas = levels(grid, shift)
+    for i in range(steps):
+        x0 = estimate(x, float(grid[i]))
+        noise = (x - alphas[i] * x0) / sigmas[i]
+        x = alphas[i + 1] * x0 + sigmas[i + 1] * noise
+    return x

@@ -1,0 +1,205 @@
+"""The diffusion prior: dreams vectors of items that a person would love. New people need no training."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diffusion.flow import denoised, integrate, joint_noise, levels
+from diffusion.guidance import Dials, branches
+from diffusion.network import KINDS, STEERS, Context, Denoiser, PriorConfig
+
+ROWS_AT_ONCE = 4096
+"""Vectors in one forward; a bound on memory that does not change any result."""
+
+
+@dataclass
+class Conditions:
+    """What is known about B people. Item vectors are float32, unit length, in the item space; arrays or tensors.
+
+    history [B, T, D], oldest first (T may be 0); preferences [B, T] in [-1, 1]; mask bool [B, T], True where there is
+    an event. text, image, audio, avoid: [B, D] or None; a row of zeros says that this person gives no such steer.
+    ordered: False if the order of the events is unknown.
+    """
+
+    history: np.ndarray
+    preferences: np.ndarray
+    mask: np.ndarray
+    text: np.ndarray | None = None
+    image: np.ndarray | None = None
+    audio: np.ndarray | None = None
+    avoid: np.ndarray | None = None
+    ordered: bool = True
+
+    @classmethod
+    def from_histories(
+        cls,
+        histories: Sequence[np.ndarray],
+        preferences: Sequence[np.ndarray],
+        vectors: np.ndarray,
+        *,
+        max_history: int = 50,
+        **steers: np.ndarray | None,
+    ) -> Conditions:
+        """Look up the last `max_history` events of each history (item indices) in vectors [N, D] and pad to the left."""
+        kept = [np.asarray(h, dtype=np.int64)[-max_history:] for h in histories]
+        length = max((len(h) for h in kept), default=0)
+        history = np.zeros((len(kept), length, vectors.shape[1]), np.float32)
+        rated, mask = np.zeros((len(kept), length), np.float32), np.zeros((len(kept), length), bool)
+        for row, (items, preference) in enumerate(zip(kept, preferences, strict=True)):
+            if len(items):
+                history[row, -len(items) :] = vectors[items]
+                rated[row, -len(items) :] = np.asarray(preference)[-len(items) :]
+                mask[row, -len(items) :] = True
+        return cls(history, rated, mask, **steers)
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    def tensors(self, dim: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """The arguments of Denoiser.read; raises ValueError where a shape or a number does not fit a prior of `dim`."""
+        history = torch.as_tensor(self.history, dtype=torch.float32, device=device)
+        preferences = torch.as_tensor(self.preferences, dtype=torch.float32, device=device)
+        mask = torch.as_tensor(self.mask, dtype=torch.bool, device=device)
+        if history.ndim != 3 or history.shape[2] != dim:
+            raise ValueError(f"Conditions.history must be [B, T, {dim}] for this prior, not {tuple(history.shape)}")
+        if preferences.shape != history.shape[:2] or mask.shape != history.shape[:2]:
+            raise ValueError(
+                f"Conditions.preferences and .mask must be {tuple(history.shape[:2])} like the history, "
+                f"not {tuple(preferences.shape)} and {tuple(mask.shape)}"
+            )
+        steers = torch.zeros(len(history), len(STEERS), dim, device=device)
+        for i, name in enumerate(STEERS):
+            value = getattr(self, name)
+            if value is not None:
+                value = torch.as_tensor(value, dtype=torch.float32, device=device)
+                if value.shape != (len(history), dim):
+                    raise ValueError(f"Conditions.{name} must be {(len(history), dim)}, not {tuple(value.shape)}")
+                steers[:, i] = value
+        history, preferences = history * mask[..., None], preferences * mask
+        for name, tensor in {"history or preferences": history.sum(-1) + preferences, "steers": steers}.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"Conditions.{name}: not all numbers are finite; drop the events or steers concerned")
+        return {
+            "history": history,
+            "preferences": preferences,
+            "mask": mask,
+            "steers": nn.functional.normalize(steers, dim=-1),
+            "given": steers.abs().sum(-1) > 0,
+            "ordered": torch.full((len(history),), self.ordered, device=device),
+        }
+
+
+def visible_tokens(context: Context, subsets: Sequence[frozenset[str]]) -> Tensor:
+    """Which tokens each branch may see: those present whose kind is in its subset. -> bool [B, G, S]"""
+    table = torch.tensor([[kind in subset for kind in KINDS] + [True] for subset in subsets])  # last: kind -1
+    allowed = table.to(context.kind.device)[:, context.kind].transpose(0, 1)  # [B, G, S]
+    return allowed & context.present.unsqueeze(1)
+
+
+class SavedModel:
+    """A Denoiser with `config.json` and `model.safetensors`."""
+
+    def __init__(self, network: Denoiser) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    @property
+    def dim(self) -> int:
+        return self.network.config.dim
+
+    def save_pretrained(self, path: Path | str) -> None:
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous().cpu() for name, value in self.network.state_dict().items()}
+        save_file(weights, folder / "model.safetensors.part")
+        os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+        config = {"class": type(self).__name__, **asdict(self.network.config)}
+        (folder / "config.json.part").write_text(json.dumps(config, indent=2) + "\n")
+        os.replace(folder / "config.json.part", folder / "config.json")
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str, device: str = "cpu") -> Self:
+        """Load what save_pretrained wrote. FileNotFoundError if it is not there, ValueError if it is another model."""
+        folder = Path(path)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} has no {name}; train a prior and save_pretrained() it there")
+        config = json.loads((folder / "config.json").read_text())
+        if config.pop("class", None) != cls.__name__:
+            raise ValueError(f"{folder} does not hold a {cls.__name__}; give the folder of one")
+        network = Denoiser(PriorConfig(**config))
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        return cls(network.to(device))
+
+    def read(self, conditions: Conditions, rows: slice) -> tuple[Context, set[str]]:
+        """Context of some of the people, and the kinds of conditions that anyone of them has."""
+        tensors = conditions.tensors(self.dim, next(self.network.parameters()).device)
+        context = self.network.read(**{name: value[rows] for name, value in tensors.items()})
+        return context, {kind for i, kind in enumerate(KINDS) if bool((context.present & (context.kind == i)).any())}
+
+
+class Prior(SavedModel):
+    """Samples item vectors for people; see `Conditions` for what it is told and `Dials` for what can be turned."""
+
+    @torch.no_grad()
+    def sample(
+        self, conditions: Conditions, n: int, *, steps: int = 8, dials: Dials = Dials(), seed: int = 0
+    ) -> np.ndarray:
+        """n seed embeddings for each of B people -> float32 [B, n, D], unit length.
+
+        A person's seeds depend on that person's conditions, n, steps, dials and seed only. One step gives about the
+        mean of the person's taste; a mixed taste needs four or more.
+        """
+        if n < 1 or steps < 1:
+            raise ValueError(f"Prior.sample needs n >= 1 and steps >= 1, not n={n}, steps={steps}")
+        people = max(1, ROWS_AT_ONCE // n)
+        generator = torch.Generator().manual_seed(seed)
+        noise = dials.temperature * joint_noise(n, self.dim, generator)
+        parts = [
+            self._sample(conditions, slice(start, start + people), noise, steps, dials)
+            for start in range(0, len(conditions), people)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, n, self.dim), np.float32)
+
+    def _sample(self, conditions: Conditions, rows: slice, noise: Tensor, steps: int, dials: Dials) -> np.ndarray:
+        context, given = self.read(conditions, rows)
+        shift = self.network.config.noise_shift
+        plans: dict[tuple[frozenset[str], ...], tuple[Tensor, Tensor]] = {}  # masks and summaries, read once
+
+        def estimate(x: Tensor, level: float) -> Tensor:
+            plan = branches(given, dials, level)
+            subsets = tuple(subset for subset, _ in plan)
+            if subsets not in plans:
+                visible = visible_tokens(context, subsets)
+                plans[subsets] = visible, self.network.summarise(context, visible)
+            u = torch.tensor(level, device=x.device)
+            spread = x.unsqueeze(1).expand(-1, len(plan), -1, -1)  # [B, G, n, D]
+            correction = self.network(spread, u.view(1, 1, 1), context, *plans[subsets])
+            weights = torch.tensor([weight for _, weight in plan], dtype=x.dtype, device=x.device)
+            return denoised(torch.einsum("g,bgnd->bnd", weights, correction), x, *levels(u, shift))
+
+        x = noise.to(context.tokens.device).expand(len(context.tokens), -1, -1)  # [B, n, D]
+        x = integrate(estimate, x, steps, shift)
+        return nn.functional.normalize(x, dim=-1).cpu().numpy()
+
+
+def scaled(vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors [N, D] -> radius sqrt(D), where the flow runs."""
+    return (vectors * math.sqrt(vectors.shape[1])).astype(np.float32)
+
+
+def with_dim(config: PriorConfig, vectors: np.ndarray) -> PriorConfig:
+    """The config for these vectors; ValueError if it was made for another dimension."""
+    if config.dim not in (0, vectors.shape[1]):
+        raise ValueError(f"PriorConfig.dim is {config.dim} but the item vectors have {vectors.shape[1]}; use dim=0")
+    return replace(config, dim=vectors.shape[1])
