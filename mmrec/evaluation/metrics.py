@@ -28,6 +28,10 @@ class MetricInfo:
     meaning: str
     paper: str = ""
 
+    @property
+    def arrow(self) -> str:
+        return {"higher": "↑", "lower": "↓", "zero": "→0"}[self.better]
+
     def goodness(self, value: float) -> float:
         """A number that is larger the better the value is."""
         return {"higher": value, "lower": -value, "zero": -abs(value)}[self.better]
