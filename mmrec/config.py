@@ -91,12 +91,12 @@ class Recipe(_Strict):
         try:
             raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise MmrecError(f"cannot read the recipe {path}: {error}", "mmrec run RECIPE.yaml") from error
+            raise MmrecError(f"cannot read the recipe {path}: {error}", mend="mmrec run RECIPE.yaml") from error
         try:
             recipe = Recipe.model_validate(raw)
         except ValidationError as error:
             told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise MmrecError(f"{path}: {told}", "see docs/recipes.md for the names a recipe may use") from error
+            raise MmrecError(f"{path}: {told}", mend="see docs/recipes.md for the names a recipe may use") from error
         source = recipe.source
         for name in ("catalog", "log", "media_root"):
             value: Path | None = getattr(source, name)

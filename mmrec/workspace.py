@@ -94,13 +94,13 @@ class Workspace:
                 stage, version, record["fingerprint"], record["inputs"], record["options"], record["files"]
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise StaleArtifact(f"{damaged}: artifact.json cannot be read ({error})", self.mend(stage)) from error
+            raise StaleArtifact(f"{damaged}: artifact.json cannot be read ({error})", mend=self.mend(stage)) from error
         for name, checksum in artifact.files.items():
             file = version / name
             if not file.is_file() or _sha256(file) != checksum:
-                raise StaleArtifact(f"{damaged}: {name} is missing or not what was written", self.mend(stage))
+                raise StaleArtifact(f"{damaged}: {name} is missing or not what was written", mend=self.mend(stage))
         if record["stage"] != stage:
-            raise StaleArtifact(f"{link} holds the artifact of stage {record['stage']!r}", self.mend(stage))
+            raise StaleArtifact(f"{link} holds the artifact of stage {record['stage']!r}", mend=self.mend(stage))
         self._verified[version] = artifact
         return artifact
 
@@ -112,7 +112,7 @@ class Workspace:
         """
         artifact = self.current(stage)
         if artifact is None:
-            raise StaleArtifact(f"{self.root} has no {stage} yet", self.mend(stage))
+            raise StaleArtifact(f"{self.root} has no {stage} yet", mend=self.mend(stage))
         for name, fingerprint in artifact.inputs.items():
             if name not in MENDS:
                 continue
@@ -121,7 +121,7 @@ class Workspace:
                 raise StaleArtifact(
                     f"{self.root / stage} was made from {name} {fingerprint[:8]}, but {name} here is "
                     f"{source.fingerprint[:8]}: it is stale or belongs to another catalog",
-                    self.mend(stage),
+                    mend=self.mend(stage),
                 )
         return artifact
 
@@ -194,7 +194,8 @@ class Workspace:
             lock.acquire(timeout=0)
         except Timeout:
             raise MmrecError(
-                f"another mmrec process is working on {self.root}", "wait for it to end, or use another -w WORKSPACE"
+                f"another mmrec process is working on {self.root}",
+                mend="wait for it to end, or use another -w WORKSPACE",
             ) from None
         try:
             yield
@@ -204,7 +205,7 @@ class Workspace:
     def _point(self, stage: str, version: Path) -> None:
         link = self.root / stage
         if link.exists() and not link.is_symlink():
-            raise MmrecError(f"{link} is in the way: an artifact would be put there", f"move {link} elsewhere")
+            raise MmrecError(f"{link} is in the way: an artifact would be put there", mend=f"move {link} elsewhere")
         fresh = self.root / f".{stage}.link"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(version.relative_to(self.root), target_is_directory=True)
@@ -231,7 +232,7 @@ def fingerprint_of_source(source: Path) -> str:
     if source.is_file():
         return _sha256(source)[:16]
     if not source.is_dir():
-        raise MmrecError(f"there is no file or folder at {source}", "give the path of the catalog or the log")
+        raise MmrecError(f"there is no file or folder at {source}", mend="give the path of the catalog or the log")
     stats = ((str(file.relative_to(source)), file.stat()) for file in sorted(source.rglob("*")) if file.is_file())
     return fingerprint_of([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
@@ -239,7 +240,9 @@ def fingerprint_of_source(source: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: a killed process leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())

@@ -1,0 +1,68 @@
+"""What people told the app: one SQLite table, one row per click, written before the page answers."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Feedback:
+    """Likes and dislikes given in the app, kept across restarts and ``kill -9``.
+
+    Args:
+        path: the SQLite file; made on first use. Write-ahead logging lets many sessions write and read at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        with self._connection() as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS feedback ("
+                "time REAL NOT NULL, person TEXT NOT NULL, item TEXT NOT NULL, preference REAL NOT NULL, "
+                "origin TEXT NOT NULL)"
+            )
+            connection.execute("CREATE INDEX IF NOT EXISTS by_person ON feedback (person, time)")
+
+    def add(self, person: str, item: str, preference: float, origin: str) -> None:
+        """Keep one click: ``preference`` 1 for a like, -1 for a dislike, 0 for a like or dislike taken back.
+
+        Args:
+            person: who clicked.
+            item: an item id, or ``dream:<name>`` for something created.
+            origin: where it was shown ("start", "recommend", "dream", "search").
+        """
+        with self._connection() as connection:
+            connection.execute(
+                "INSERT INTO feedback VALUES (?, ?, ?, ?, ?)", (time.time(), person, item, preference, origin)
+            )
+
+    def of(self, person: str) -> dict[str, float]:
+        """Item -> the person's latest preference, oldest opinion first; what was taken back is left out."""
+        with self._connection() as connection:
+            rows = connection.execute(
+                "SELECT item, preference FROM feedback WHERE person = ? ORDER BY time, rowid", (person,)
+            ).fetchall()
+        latest: dict[str, float] = {}
+        for item, preference in rows:
+            latest.pop(item, None)
+            latest[item] = preference
+        return {item: preference for item, preference in latest.items() if preference}
+
+    def count(self) -> int:
+        """How many clicks were kept."""
+        with self._connection() as connection:
+            return int(connection.execute("SELECT count(*) FROM feedback").fetchone()[0])
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=30)
+        try:
+            with connection:
+                yield connection
+        finally:
+            connection.close()

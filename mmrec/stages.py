@@ -1,0 +1,533 @@
+"""The stages: each reads artifacts of the workspace and writes one. Read top to bottom, this is the whole path.
+
+Every function takes the workspace and its recipe and returns the artifact and whether it had to be built. The models
+learn from the training part of the split only; the validation part chooses, the test part is read by `evaluate` alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from mmrec.catalog import Catalog, ingest_catalog
+from mmrec.config import Recipe
+from mmrec.errors import MmrecError
+from mmrec.interactions import Histories, Split, by_time, ingest_interactions, leave_one_out, load_histories
+from mmrec.progress import Tick, progress
+from mmrec.workspace import (
+    CHECKPOINTS,
+    Artifact,
+    Workspace,
+    fingerprint_of,
+    fingerprint_of_source,
+    json_able,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from encoders.base import Encoder
+
+Built = tuple[Artifact, bool]
+Config = TypeVar("Config")
+MODALITIES = ("text", "image", "audio")
+SHARD = 256
+"""Items per embedding shard: what a killed `embed` loses at most."""
+PAIR_WINDOW = 3
+"""Two wanted items of one person that lie at most so many steps apart count as used together."""
+
+
+# -- ingest ------------------------------------------------------------------------------------------------------------
+
+
+def ingest(workspace: Workspace, recipe: Recipe) -> list[Built]:
+    """Read the catalog and, if there is one, the log of who liked what."""
+    source = recipe.source
+    log: Path | None
+    if source.dataset is not None:
+        told = {"dataset": source.dataset, "options": source.options, "seed": recipe.seed}
+        identity = {"source": fingerprint_of(told)}
+        files = None
+        known = {artifact.inputs.get("source") for artifact in _lying(workspace, "catalog", "interactions")}
+        if known != {identity["source"]} or len(_lying(workspace, "catalog", "interactions")) < 2:
+            from mmrec.datasets import prepare
+
+            with progress(f"preparing {source.dataset}") as tick:
+                files = prepare(source.dataset, workspace.root / "sources", progress=tick, **source.options)
+        catalog_file = files.catalog if files else None
+        log, media_root = (files.interactions, files.media_root) if files else (None, None)
+        log_identity: dict[str, str] | None = identity
+    elif source.catalog is not None:
+        catalog_file, log, media_root = source.catalog, source.log, source.media_root
+        identity = {"source": fingerprint_of_source(source.catalog)}
+        log_identity = {"source": fingerprint_of_source(log)} if log else None
+    else:
+        raise MmrecError("the recipe names no source", mend="set source.dataset, or source.catalog and source.log")
+
+    def write_catalog(folder: Path) -> None:
+        assert catalog_file is not None
+        with progress("reading the catalog") as tick:
+            report = ingest_catalog(
+                catalog_file, folder, media_root=media_root, columns=source.columns or None, progress=tick
+            )
+        _say(report)
+
+    options = {"columns": source.columns, "media_root": source.media_root}
+    built = [workspace.build("catalog", identity, options, write_catalog)]
+
+    if log_identity is not None:
+        item_ids = Catalog.load(built[0][0].path).item_ids
+
+        def write_log(folder: Path) -> None:
+            assert log is not None
+            with progress("reading the log", unit="events") as tick:
+                report = ingest_interactions(
+                    log,
+                    folder,
+                    item_ids,
+                    like_at=source.like_at,
+                    dislike_at=source.dislike_at,
+                    columns=source.log_columns or None,
+                    progress=tick,
+                )
+            _say(report)
+
+        thresholds = {"columns": source.log_columns, "like_at": source.like_at, "dislike_at": source.dislike_at}
+        inputs = {"catalog": built[0][0].fingerprint, **log_identity}
+        built.append(workspace.build("interactions", inputs, thresholds, write_log))
+    return built
+
+
+def load_split(workspace: Workspace, recipe: Recipe) -> tuple[Catalog, Histories, Split]:
+    """The catalog, everyone's whole history, and the split of the recipe."""
+    catalog = Catalog.load(workspace.require("catalog").path)
+    histories = load_histories(workspace.require("interactions").path, catalog.index)
+    return catalog, histories, (leave_one_out if recipe.split == "leave_one_out" else by_time)(histories)
+
+
+def wanted_only(items: Sequence[np.ndarray], preferences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The part of each history that a sequence model reads: what was not disliked."""
+    return [history[liking >= 0] for history, liking in zip(items, preferences, strict=True)]
+
+
+# -- embed and fuse ----------------------------------------------------------------------------------------------------
+
+
+def embed(workspace: Workspace, recipe: Recipe) -> Built:
+    """Encode every modality of every item into ``<modality>_emb/*.npy`` shards with ``metadata/*.parquet`` beside them.
+
+    A shard that a killed run finished is kept. Rows of items that lack a modality are zeros, and ``has_<modality>`` in
+    the metadata is false; whoever reads the shards masks them.
+    """
+    source = workspace.require("catalog")
+    catalog = Catalog.load(source.path)
+    names = {modality: name for modality in MODALITIES if (name := getattr(recipe.encoders, modality))}
+    names = {modality: name for modality, name in names.items() if any(_media(catalog, modality))}
+    media = [
+        (str(path), stat.st_size, stat.st_mtime_ns)
+        for modality in names
+        if modality != "text"
+        for path in _media(catalog, modality)
+        if path and (stat := Path(path).stat())
+    ]
+    inputs = {"catalog": source.fingerprint, "media": fingerprint_of(media)}
+    return workspace.build("embeddings", inputs, {"encoders": names}, lambda folder: _embed(catalog, names, folder))
+
+
+def _embed(catalog: Catalog, names: dict[str, str], folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from encoders.registry import load_encoder
+
+    shards = [range(start, min(start + SHARD, len(catalog))) for start in range(0, len(catalog), SHARD)]
+    has = {modality: np.zeros(len(catalog), bool) for modality in MODALITIES}
+    spaces: dict[str, dict[str, Any]] = {}
+    failures: list[dict[str, str]] = []
+    for modality, name in names.items():
+        encoder = load_encoder(name)
+        spaces[modality] = {"encoder": name, "space": encoder.space, "dim": encoder.dim}
+        with progress(f"encoding {modality} with {name}") as tick:
+            for number, rows in enumerate(shards):
+                shard = folder / f"{modality}_emb" / f"{modality}_emb_{number:05d}.npy"
+                done = folder / CHECKPOINTS / f"{modality}_{number:05d}.json"
+                if not done.is_file():
+                    vectors, present, failed = _encode_rows(catalog, rows, modality, encoder)
+                    shard.parent.mkdir(parents=True, exist_ok=True)
+                    _save_array(shard, vectors)
+                    write_text(done, json.dumps({"present": present.tolist(), "failed": failed}))
+                record = json.loads(done.read_text(encoding="utf-8"))
+                has[modality][rows.start : rows.stop] = record["present"]
+                failures += record["failed"]
+                tick(rows.stop, len(catalog))
+    (folder / "metadata").mkdir(exist_ok=True)
+    for number, rows in enumerate(shards):
+        columns: dict[str, Any] = {"item_id": [catalog.item_ids[i] for i in rows]}
+        columns |= {f"has_{modality}": has[modality][rows.start : rows.stop] for modality in MODALITIES}
+        pq.write_table(pa.table(columns), folder / "metadata" / f"metadata_{number:05d}.parquet")
+    schema = pa.schema([("item_id", pa.string()), ("column", pa.string()), ("reason", pa.string())])
+    pq.write_table(pa.Table.from_pylist(failures, schema=schema), folder / "quarantine.parquet")
+    write_text(folder / "spaces.json", json.dumps(spaces, indent=1))
+
+
+def _encode_rows(
+    catalog: Catalog, rows: range, modality: str, encoder: Encoder
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
+    """[len(rows), dim] vectors, which rows have the modality, and what could not be read."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from encoders.media import MediaError
+
+    media = _media(catalog, modality)
+
+    def read(row: int) -> Any:
+        if not media[row]:
+            return None
+        try:
+            return read_media(media[row], modality)
+        except MediaError as error:
+            return error
+
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(read, rows))
+    failed = [
+        {"item_id": catalog.item_ids[row], "column": modality, "reason": str(item)}
+        for row, item in zip(rows, loaded, strict=True)
+        if isinstance(item, MediaError)
+    ]
+    present = np.array([item is not None and not isinstance(item, MediaError) for item in loaded])
+    vectors = np.zeros((len(rows), encoder.dim), np.float32)
+    if present.any():
+        vectors[present] = encoder.encode([item for item, ok in zip(loaded, present, strict=True) if ok], modality)
+    finite = np.isfinite(vectors).all(axis=1)
+    failed += [
+        {"item_id": catalog.item_ids[rows[i]], "column": modality, "reason": "the encoder gave no finite vector"}
+        for i in np.flatnonzero(~finite)
+    ]
+    return np.where(finite[:, None], vectors, 0.0), present & finite, failed
+
+
+def read_media(what: str, modality: str) -> Any:
+    """A text as it is, or the picture or sound at a path, as an encoder takes it."""
+    if modality == "text":
+        return what
+    from encoders.media import read_audio, read_image
+
+    return read_image(Path(what)) if modality == "image" else read_audio(Path(what))
+
+
+def _media(catalog: Catalog, modality: str) -> list[str]:
+    """Per item its text, or the path of its picture or sound; empty if it has none."""
+    if modality == "text":
+        return [catalog.describe(i) for i in range(len(catalog))]
+    path = catalog.image_path if modality == "image" else catalog.audio_path
+    return [str(path(i) or "") for i in range(len(catalog))]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What the encoders made: per modality vectors float32 [N, d], which rows are present bool [N], and the space's name."""
+
+    vectors: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+    spaces: dict[str, dict[str, Any]]
+
+
+def load_embeddings(workspace: Workspace) -> Embeddings:
+    """Read the shards back."""
+    import pyarrow.parquet as pq
+
+    folder = workspace.require("embeddings").path
+    spaces = json.loads((folder / "spaces.json").read_text(encoding="utf-8"))
+    table = pq.read_table(folder / "metadata")
+    vectors = {
+        modality: np.concatenate([np.load(shard, allow_pickle=False) for shard in _shards(folder, modality)])
+        for modality in spaces
+    }
+    present = {modality: table[f"has_{modality}"].to_numpy(zero_copy_only=False) for modality in spaces}
+    return Embeddings(vectors, present, spaces)
+
+
+def _shards(folder: Path, modality: str) -> list[Path]:
+    return sorted((folder / f"{modality}_emb").glob("*.npy"))
+
+
+def fuse(workspace: Workspace, recipe: Recipe) -> Built:
+    """One unit vector per item, and the bridges between the item space and the spaces of the encoders."""
+    from encoders.fusion import FusionConfig
+
+    embeddings = workspace.require("embeddings")
+    inputs = {"embeddings": embeddings.fingerprint}
+    if has_log(workspace):
+        inputs["interactions"] = workspace.require("interactions").fingerprint
+    config = configure(FusionConfig, recipe.fusion, "fusion")
+    options = {"fusion": recipe.fusion, "seed": recipe.seed, "split": recipe.split}
+
+    def write(folder: Path) -> None:
+        from encoders.bridge import Bridge
+        from encoders.fusion import Fusion
+
+        data = load_embeddings(workspace)
+        pairs = None
+        if "interactions" in inputs:
+            train = load_split(workspace, recipe)[2].train
+            pairs = used_together(wanted_only(train.items, train.preferences))
+        fusion = Fusion.fit(data.vectors, data.present, pairs, config, recipe.seed)
+        vectors = fusion.transform(data.vectors, data.present)
+        _save_array(folder / "vectors.npy", vectors)
+        fusion.save(folder / "fusion")
+        told = {}
+        for modality, present in data.present.items():
+            known = data.vectors[modality][present]
+            if present.sum() < 10:
+                continue
+            to_item = Bridge.fit(known, vectors[present], recipe.seed)
+            to_item.save(folder / "bridges" / f"{modality}_to_item")
+            told[f"{modality}_to_item"] = to_item.held_out
+            if modality != "text":
+                from_item = Bridge.fit(vectors[present], known, recipe.seed)
+                from_item.save(folder / "bridges" / f"item_to_{modality}")
+                told[f"item_to_{modality}"] = from_item.held_out
+        write_text(folder / "bridges.json", json.dumps(json_able(told), indent=1))
+        for name, held_out in told.items():
+            print(
+                f"  bridge {name}: recall@10 {held_out['recall@10']:.2f} on held-out items (chance {held_out['chance']:.3f})"
+            )
+
+    return workspace.build("vectors", inputs, options, write)
+
+
+def has_log(workspace: Workspace) -> bool:
+    """Whether the workspace has interactions at all."""
+    return workspace.current("interactions") is not None
+
+
+def used_together(histories: Sequence[np.ndarray], window: int = PAIR_WINDOW) -> np.ndarray:
+    """Pairs int64 [P, 2] of items at most ``window`` steps apart in somebody's history.
+
+    >>> used_together([np.array([4, 5, 6])], window=1).tolist()
+    [[4, 5], [5, 6]]
+    """
+    pairs = [
+        np.stack([history[:-step], history[step:]], axis=1)
+        for history in histories
+        for step in range(1, min(window, len(history) - 1) + 1)
+    ]
+    return np.concatenate(pairs).astype(np.int64) if pairs else np.zeros((0, 2), np.int64)
+
+
+def load_vectors(workspace: Workspace) -> np.ndarray:
+    """Item vectors float32 [N, D], unit length."""
+    return np.load(workspace.require("vectors").path / "vectors.npy", allow_pickle=False)
+
+
+# -- semantic IDs ------------------------------------------------------------------------------------------------------
+
+
+def tokenize(workspace: Workspace, recipe: Recipe) -> Built:
+    """Quantise item vectors into semantic IDs, unique by construction, with diagnostics and readable labels."""
+    inputs = {"vectors": workspace.require("vectors").fingerprint}
+    options = {"tokenizer": recipe.tokenizer, "seed": recipe.seed}
+
+    def write(folder: Path) -> None:
+        from retrieval.semantic_ids import describe_prefixes, make_ids, make_tokenizer
+
+        choice = dict(recipe.tokenizer)
+        tokenizer = make_tokenizer(choice.pop("name", "residual_kmeans"), **choice)
+        vectors = load_vectors(workspace)
+        tokenizer.fit(vectors, seed=recipe.seed)
+        ids, report = make_ids(tokenizer, vectors)
+        tokenizer.save(folder / "tokenizer")
+        ids.save(folder / "ids")
+        catalog = Catalog.load(workspace.require("catalog").path)
+        labels = describe_prefixes(ids, [catalog.describe(i) for i in range(len(catalog))])
+        write_text(folder / "diagnostics.json", json.dumps(json_able(report), indent=1))
+        write_text(folder / "labels.json", json.dumps({"/".join(map(str, k)): v for k, v in labels.items()}, indent=0))
+
+    return workspace.build("ids", inputs, options, write)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def train_retriever(workspace: Workspace, recipe: Recipe, *, seed: int | None = None) -> Built:
+    """The sequence model that spells the semantic ID of the next item."""
+    inputs = _inputs(workspace, "vectors", "ids", "interactions")
+    options = {"retriever": recipe.retriever, "seed": recipe.seed, "split": recipe.split}
+
+    def write(folder: Path) -> None:
+        _, _, split = load_split(workspace, recipe)
+        fit_retriever(workspace, recipe, split, recipe.seed, folder / CHECKPOINTS).save_pretrained(folder)
+
+    return workspace.build("retriever", inputs, options, write)
+
+
+def fit_retriever(workspace: Workspace, recipe: Recipe, split: Split, seed: int, checkpoints: Path) -> Any:
+    """Train one retriever on the training part; the validation part stops it."""
+    from retrieval.retriever import RetrieverConfig
+    from retrieval.semantic_ids import SemanticIds
+    from retrieval.training import train_retriever as train
+
+    config = configure(RetrieverConfig, recipe.retriever, "retriever")
+    ids = SemanticIds.load(workspace.require("ids").path / "ids")
+    valid = (wanted_only(split.valid.histories, split.valid.preferences), split.valid.targets)
+    histories = wanted_only(split.train.items, split.train.preferences)
+    return _trained(
+        f"training the retriever, seed {seed}",
+        lambda tick: train(
+            histories,
+            load_vectors(workspace),
+            ids,
+            config,
+            validation=valid,
+            seed=seed,
+            checkpoint_dir=checkpoints,
+            progress=tick,
+        ),
+    )
+
+
+def train_prior(workspace: Workspace, recipe: Recipe) -> Built:
+    """The diffusion prior that dreams vectors a person would love."""
+    inputs = _inputs(workspace, "vectors", "interactions")
+    options = {"prior": recipe.prior, "seed": recipe.seed, "split": recipe.split}
+
+    def write(folder: Path) -> None:
+        _, _, split = load_split(workspace, recipe)
+        fit_prior(workspace, recipe, split, recipe.seed, folder / CHECKPOINTS).save_pretrained(folder)
+
+    return workspace.build("prior", inputs, options, write)
+
+
+def fit_prior(
+    workspace: Workspace, recipe: Recipe, split: Split, seed: int, checkpoints: Path, *, regression: bool = False
+) -> Any:
+    """Train one prior on the training part, or with ``regression`` its baseline, the same network trained to the mean."""
+    from diffusion.prior import PriorConfig
+    from diffusion.regression import train_regression
+    from diffusion.training import train_prior as train
+
+    config = configure(PriorConfig, recipe.prior, "prior")
+    vectors = load_vectors(workspace)
+    what = f"training the {'regression baseline' if regression else 'prior'}, seed {seed}"
+    data = (split.train.items, split.train.preferences, vectors, config)
+    if regression:
+        return _trained(
+            what, lambda tick: train_regression(*data, seed=seed, checkpoint_dir=checkpoints, progress=tick)
+        )
+    steers = bridged(workspace)
+    return _trained(
+        what, lambda tick: train(*data, seed=seed, steers=steers, checkpoint_dir=checkpoints, progress=tick)
+    )
+
+
+def bridged(workspace: Workspace) -> dict[str, np.ndarray]:
+    """Per modality what its bridge makes of each item alone, float32 [N, D]: the steers the prior is trained with.
+
+    Rows of items without the modality are NaN.
+    """
+    from encoders.bridge import Bridge
+
+    data = load_embeddings(workspace)
+    folder = workspace.require("vectors").path / "bridges"
+    steers = {}
+    for modality, present in data.present.items():
+        if not (folder / f"{modality}_to_item").exists():
+            continue
+        bridge = Bridge.load(folder / f"{modality}_to_item")
+        vectors = bridge.transform(data.vectors[modality])
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9
+        steers[modality] = np.where(present[:, None], vectors, np.nan).astype(np.float32)
+    return steers
+
+
+def train_decoder(workspace: Workspace, recipe: Recipe, media: str = "image") -> Built:
+    """A decoder of one's own, trained on the pictures or music of this catalog instead of the shipped one."""
+    inputs = _inputs(workspace, "embeddings")
+    options = {"media": media, "training": recipe.decoder_training, "seed": recipe.seed}
+
+    def write(folder: Path) -> None:
+        data = load_embeddings(workspace)
+        catalog = Catalog.load(workspace.require("catalog").path)
+        if media not in data.present or not data.present[media].any():
+            raise MmrecError(
+                f"the catalog has no {media} to train a decoder on", mend="mmrec ingest a catalog that has some"
+            )
+        rows = np.flatnonzero(data.present[media])
+        vectors = data.vectors[media][rows]
+        if media == "image":
+            from diffusion.decoders.image_training import ImageDecoderConfig, train_image_decoder
+
+            config = configure(ImageDecoderConfig, recipe.decoder_training, "decoder_training")
+            paths = [path for i in rows if (path := catalog.image_path(int(i)))]
+            decoder: Any = _trained(
+                "training the picture decoder",
+                lambda tick: train_image_decoder(
+                    paths, vectors, config, seed=recipe.seed, checkpoint_dir=folder / CHECKPOINTS, progress=tick
+                ),
+            )
+        else:
+            raise MmrecError(
+                "a music decoder learns from scores, which a catalog of sounds does not have",
+                mend="python -m diffusion.decoders.music_training --help",
+            )
+        decoder.save_pretrained(folder)
+
+    return workspace.build("decoder", inputs, options, write)
+
+
+def index(workspace: Workspace, recipe: Recipe) -> Built:
+    """The FAISS index over item vectors."""
+    inputs = _inputs(workspace, "vectors")
+
+    def write(folder: Path) -> None:
+        from retrieval.index import VectorIndex
+
+        VectorIndex.build(load_vectors(workspace), factory=recipe.index).save(folder)
+
+    return workspace.build("index", inputs, {"factory": recipe.index}, write)
+
+
+# -- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def configure(config: type[Config], options: dict[str, Any], where: str) -> Config:
+    """Build a config dataclass from a recipe's options.
+
+    Raises:
+        MmrecError: naming the section of the recipe, if an option is unknown or out of range.
+    """
+    try:
+        return config(**options)
+    except (TypeError, ValueError) as error:
+        raise MmrecError(
+            f"the recipe's section {where}: {error}", mend="see docs/recipes.md for the options"
+        ) from error
+
+
+def _inputs(workspace: Workspace, *stages: str) -> dict[str, str]:
+    return {stage: workspace.require(stage).fingerprint for stage in stages}
+
+
+def _lying(workspace: Workspace, *stages: str) -> list[Artifact]:
+    return [artifact for stage in stages if (artifact := workspace.current(stage)) is not None]
+
+
+def _trained(what: str, train: Callable[[Tick], Any]) -> Any:
+    with progress(what, unit="steps") as tick:
+        return train(tick)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    temporary.replace(path)
+
+
+def _say(report: Any) -> None:
+    print(f"  {report}")
