@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmrec.errors import InteractionsError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mmrec.logs import Log
+
+DISLIKING = {"dislike", "disliked", "thumbs_down", "downvote", "skip", "skipped", "hide", "hidden", "block", "blocked",
+             "report", "not_interested", "unlike", "return", "returned", "remove", "removed"}  # fmt: skip
+INDIFFERENT = {"impression", "shown", "exposure", "exposed", "ignore", "ignored", "neutral"}
+SCALES = ((-1, 1), (0, 1), (1, 5), (0.5, 5), (0, 5), (1, 7), (0, 7), (1, 10), (0, 10), (1, 100), (0, 100))
 
 
 @dataclass(frozen=True)
@@ -160,3 +172,215 @@ def _part(h: Histories, parts: list[slice]) -> Histories:
         [x[s] for x, s in zip(h.preferences, parts, strict=True)],
         [x[s] for x, s in zip(h.times, parts, strict=True)],
     )
+
+
+@dataclass(frozen=True)
+class InteractionsReport:
+    """What an ingest of a log kept, what it rejected, and how it read likes and times."""
+
+    rows: int
+    kept: int
+    users: int
+    items: int
+    liked: int
+    disliked: int
+    reasons: dict[str, int]  # reason -> rows of rejected.parquet
+    examples: list[str]  # the first few rejected, in words
+    columns: dict[str, str]  # column of the log -> what it was read as
+    how: list[str]  # what was chosen: thresholds of like and dislike, unit of time
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.reasons.values())
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.kept:,} events of {self.users:,} people with {self.items:,} items: "
+            f"{self.liked:,} liked, {self.disliked:,} disliked."
+        ]
+        if self.rejected:
+            lines.append(f"{self.rejected:,} of {self.rows:,} rows rejected; the first:")
+            lines += [f"  {example}" for example in self.examples]
+        return "\n".join(lines + self.how)
+
+
+def ingest_interactions(
+    source: Path,
+    destination: Path,
+    item_ids: Collection[str],
+    *,
+    like_at: float | None = None,
+    dislike_at: float | None = None,
+    columns: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> InteractionsReport:
+    """Read a log and write `interactions.parquet` and `rejected.parquet` in `destination`.
+
+    `source` is a CSV, TSV, JSONL or Parquet table with a user and an item and, if there are, a time (ISO, or a number
+    of seconds, milli-, micro- or nanoseconds), a rating and a behaviour; `columns` maps names of one's own to `user`,
+    `item`, `time`, `rating` and `behaviour`. Without times the order of the rows is the order of the events.
+
+    Preference: a rating >= `like_at` is +1, one <= `dislike_at` is -1, any other 0. What is not given is chosen by the
+    scale that the ratings fit: its upper quarter is liked and its lower quarter disliked (on 1..5, like from 4 and
+    dislike to 2), while ratings of -1, 0 and 1 are taken as they are. Without a rating the behaviour decides: the
+    words in `DISLIKING` are -1, those in `INDIFFERENT` 0, all others +1, as is an event that says no more than that
+    it happened. What was chosen stands in the report.
+
+    Rows that name an unknown item, or have an empty user or item, a rating that is no finite number, a time that cannot
+    be read, or are the very same event as an earlier row, go to `rejected.parquet` (`row`, `column`, `reason` and the
+    cells). Raises `InteractionsError` if the log cannot be read, lacks a column, or has no usable row.
+    """
+    import pandas as pd
+
+    from mmrec.logs import as_numbers, as_seconds, as_words, read_log
+
+    log = read_log(Path(source), columns or {})
+    table, n = log.table, len(log.table)
+    if progress:
+        progress(0, n)
+    has = set(table.column_names)
+    events = pd.DataFrame({"user_id": as_words(table["user"]), "item_id": as_words(table["item"])})
+    seconds, timed, unit = as_seconds(table["time"]) if "time" in has else (np.full(n, np.nan), np.zeros(n, bool), "")
+    ratings, rated = as_numbers(table["rating"]) if "rating" in has else (np.full(n, np.nan), np.zeros(n, bool))
+    with np.errstate(over="ignore"):
+        ratings = ratings.astype(np.float32)
+    behaviour = pd.Series(np.full(n, "", dtype=object))
+    if "behaviour" in has:
+        behaviour = as_words(table["behaviour"]).str.lower().str.replace(r"[\s-]+", "_", regex=True)
+    events = events.assign(timestamp=seconds, rating=ratings, behaviour=behaviour)
+
+    reason, column = np.full(n, "", dtype=object), np.full(n, "", dtype=object)
+
+    def reject(bad: np.ndarray, where: str, why: str) -> None:
+        bad = bad & (reason == "")
+        reason[bad], column[bad] = why, where
+
+    reject(log.not_utf8, "", "is not UTF-8")
+    reject((events["user_id"] == "").to_numpy(), "user", "is empty")
+    reject((events["item_id"] == "").to_numpy(), "item", "is empty")
+    reject(~events["item_id"].isin(list(item_ids)).to_numpy(), "item", "is not in the catalog")
+    reject(rated & ~np.isfinite(ratings), "rating", "is not a finite number")
+    if rated.any():
+        reject(~rated & (behaviour == "").to_numpy(), "rating", "is empty")
+    if timed.any():
+        reject(~timed, "time", "is empty")
+        reject(~np.isfinite(seconds), "time", "cannot be read as a time")
+    good = reason == ""
+    again = np.zeros(n, dtype=bool)
+    again[good] = events[good].duplicated().to_numpy()
+    reject(again, "", "is the very same event as an earlier row")
+
+    kept = reason == ""
+    rejected = _rejected(log, kept, column, reason)
+    if not kept.any():
+        first = "".join(f"\n  {example}" for example in _in_words(rejected, 3))
+        raise InteractionsError(
+            f"{source} has no event that can be used; {len(rejected):,} rows are rejected.{first}",
+            mend="Mend the rows named above, or ingest the log with the catalog it belongs to.",
+        )
+    events = events[kept].reset_index(drop=True)
+    likes, dislikes, how = _thresholds(events["rating"].to_numpy(), like_at, dislike_at, Path(source))
+    events["preference"] = _preferences(events, likes, dislikes)
+    _write(events, rejected, Path(destination))
+    if progress:
+        progress(n, n)
+    return InteractionsReport(
+        rows=n + len(log.unreadable),
+        kept=len(events),
+        users=events["user_id"].nunique(),
+        items=events["item_id"].nunique(),
+        liked=int((events["preference"] > 0).sum()),
+        disliked=int((events["preference"] < 0).sum()),
+        reasons={str(why): int(count) for why, count in _named(rejected).value_counts().items()},
+        examples=_in_words(rejected, 5),
+        columns=log.columns,
+        how=[how, f"Times are read as {unit}." if timed.any() else "The log has no times: its order is the order."],
+    )
+
+
+def _thresholds(
+    ratings: np.ndarray, like_at: float | None, dislike_at: float | None, source: Path
+) -> tuple[float, float, str]:
+    """From which rating on an event is liked, up to which it is disliked, and that in words."""
+    rated = ratings[np.isfinite(ratings)]
+    if not len(rated):
+        return np.nan, np.nan, "Without ratings every event is a like, but for behaviours such as skip or dislike."
+    low, high = float(rated.min()), float(rated.max())
+    if like_at is None and dislike_at is None and set(np.unique(rated)) <= {-1.0, 0.0, 1.0}:
+        return 1.0, -1.0, "Ratings of -1, 0 and 1 are taken as dislike, neither and like."
+    scale = next(((a, b) for a, b in SCALES if a <= low and high <= b), None)
+    if scale is None and low < 0:
+        scale = (-max(-low, high), max(-low, high))
+    if scale is None and like_at is None:
+        raise InteractionsError(
+            f"The ratings of {source} go from {low:g} to {high:g}, and what of that is a like cannot be told.",
+            mend="Say from which rating on an item is liked: --like-at, and up to which it is disliked: --dislike-at.",
+        )
+    if scale:
+        quarter = (scale[1] - scale[0]) / 4
+        like_at = scale[1] - quarter if like_at is None else like_at
+        dislike_at = scale[0] + quarter if dislike_at is None else dislike_at
+    likes, dislikes = (
+        float(like_at if like_at is not None else np.inf),
+        float(dislike_at if dislike_at is not None else -np.inf),
+    )
+    if dislikes >= likes:
+        raise InteractionsError(
+            f"A rating cannot be liked from {likes:g} on and disliked up to {dislikes:g}.",
+            mend="Give --dislike-at below --like-at.",
+        )
+    on = f" on a scale of {scale[0]:g} to {scale[1]:g}" if scale else ""
+    return likes, dislikes, f"Ratings >= {likes:g} are likes, <= {dislikes:g} dislikes{on} (seen: {low:g} to {high:g})."
+
+
+def _preferences(events: pd.DataFrame, like_at: float, dislike_at: float) -> np.ndarray:
+    """float32 [n] in {-1, 0, 1}: by rating where there is one, else by behaviour."""
+    ratings, behaviour = events["rating"].to_numpy(), events["behaviour"]
+    said = np.where(behaviour.isin(DISLIKING), -1, np.where(behaviour.isin(INDIFFERENT), 0, 1))
+    rated = np.where(ratings >= like_at, 1, np.where(ratings <= dislike_at, -1, 0))
+    return np.where(np.isfinite(ratings), rated, said).astype(np.float32)
+
+
+def _rejected(log: Log, kept: np.ndarray, column: np.ndarray, reason: np.ndarray) -> pd.DataFrame:
+    """Rows that were not taken, in the order of the log, with the cells they have as text."""
+    import pandas as pd
+
+    from mmrec.logs import ALIASES
+
+    cells = log.table.filter(~kept).to_pandas().astype(object)
+    rows = pd.DataFrame({"row": log.numbers[~kept], "column": column[~kept], "reason": reason[~kept]})
+    for name in ALIASES:
+        rows[name] = cells[name].astype(str).to_numpy() if name in cells else ""
+    torn = pd.DataFrame(log.unreadable, columns=["row", "reason", "user"]).assign(column="")
+    torn["user"] = torn["user"].str[:1000]
+    return pd.concat([rows, torn]).fillna("").sort_values("row", kind="stable", ignore_index=True)
+
+
+def _named(rejected: pd.DataFrame) -> pd.Series:
+    return (rejected["column"] + " " + rejected["reason"]).str.strip()
+
+
+def _in_words(rejected: pd.DataFrame, count: int) -> list[str]:
+    head = rejected.head(count)
+    cells = [row[row["column"]] if row["column"] else "" for _, row in head.iterrows()]
+    return [
+        f"row {row}: {words}{f' ({cell!r})' if cell else ''}"
+        for row, words, cell in zip(head["row"], _named(head), cells, strict=True)
+    ]
+
+
+def _write(events: pd.DataFrame, rejected: pd.DataFrame, destination: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, number = pa.string(), pa.float64()
+    schema = pa.schema(
+        [("user_id", text), ("item_id", text), ("timestamp", number), ("rating", pa.float32()), ("behaviour", text),
+         ("preference", pa.float32())]
+    )  # fmt: skip
+    bad = pa.schema([("row", pa.int64())] + [(c, text) for c in rejected.columns if c != "row"])
+    destination.mkdir(parents=True, exist_ok=True)
+    for name, frame, fields in (("interactions", events, schema), ("rejected", rejected, bad)):
+        scratch = destination / f".{name}.parquet"
+        pq.write_table(pa.Table.from_pandas(frame, fields, preserve_index=False), scratch)
+        os.replace(scratch, destination / f"{name}.parquet")
