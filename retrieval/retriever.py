@@ -1,0 +1,218 @@
+"""Retriever: the trained sequence model with its catalog, answering "what next"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrieval.decode import beam_search, score_items
+from retrieval.files import read_arrays, read_json, write_arrays, write_json
+from retrieval.model import RetrieverConfig, SequenceModel
+from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, rank
+from retrieval.trie import Trie
+
+Mode = Literal["fused", "dense", "codes"]
+PEOPLE_AT_ONCE = 256
+FUSION_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+
+
+class Retriever:
+    """Recommends the next items of histories. Made by `retrieval.training.train_retriever` or `from_pretrained`."""
+
+    name = "retriever"
+
+    def __init__(self, model: SequenceModel, device: torch.device | str = "cpu") -> None:
+        self.model = model.to(device).eval()
+        self.config = model.config
+        self.device = torch.device(device)
+        with torch.no_grad():
+            self._embeddings = model.item_embeddings()  # [N, d]
+
+    @property
+    def items(self) -> int:
+        return self.model.items
+
+    @cached_property
+    def trie(self) -> Trie:
+        return Trie(self.model.tower.codes.cpu().numpy(), self.model.sizes).to(self.device)
+
+    def recommend(
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        *,
+        preferences: Sequence[np.ndarray] | None = None,
+        mode: Mode = "fused",
+        allowed: np.ndarray | None = None,
+        hide_history: bool = True,
+        beam: int = 50,
+    ) -> Ranked:
+        """The k best next items per history: items int64 [B, k], scores float32 [B, k]; empty places hold -1 and -inf.
+
+        histories: item indices, oldest first; an empty one is answered by the learned start. preferences: with them,
+        events below 0 are not read as taste (they are still hidden). allowed: bool [N]. hide_history: leave out what
+        the history holds. mode: "dense" ranks the whole catalog by the dense head's log-probability; "codes" is beam
+        search over semantic IDs and nothing else; "fused" takes the candidates of both and ranks them by dense +
+        fusion_weight * codes. beam: width of the search (at least k). Raises ValueError for item indices outside the
+        catalog, a wrong mask or an unknown mode.
+        """
+        if mode not in ("fused", "dense", "codes"):
+            raise ValueError(f"mode is {mode!r}; it must be 'fused', 'dense' or 'codes'")
+        if mode != "dense" and not self.model.sizes:
+            raise ValueError(f"mode {mode!r} needs semantic IDs and this model was trained without: use mode='dense'")
+        if k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1")
+        allowed = check_allowed(allowed, self.items)
+        histories = check_histories(histories, self.items)
+        taste = liked_part(histories, preferences)
+        items = np.full((len(histories), k), -1, dtype=np.int64)
+        scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
+        for rows in self._batches(len(histories)):
+            h = self.states(taste[rows])
+            hidden = histories[rows] if hide_history else None
+            if mode == "codes":
+                items[rows], scores[rows] = self._search(h, k, allowed, hidden, beam)
+                continue
+            dense = self._dense(h)
+            if mode == "dense":
+                items[rows], scores[rows] = rank(dense.cpu().numpy(), k, allowed=allowed, hidden=hidden)
+            else:
+                items[rows], scores[rows] = self._fuse(h, dense, k, allowed, hidden, max(beam, k))
+        return items, scores
+
+    def score_all(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """The dense head's log-probability of every item: float32 [B, N]."""
+        histories = check_histories(histories, self.items)
+        parts = [self._dense(self.states(histories[rows])).cpu().numpy() for rows in self._batches(len(histories))]
+        return np.concatenate(parts) if parts else np.empty((0, self.items), np.float32)
+
+    @torch.no_grad()
+    def states(self, histories: Sequence[np.ndarray]) -> Tensor:
+        """What the model has made of each history (its last `max_history` events): [B, d]."""
+        recent = [history[-self.config.max_history :] for history in histories]
+        lengths = torch.tensor([len(history) for history in recent])
+        padded = torch.full((len(recent), int(lengths.max())), -1, dtype=torch.long)
+        for row, history in enumerate(recent):
+            padded[row, : len(history)] = torch.from_numpy(history)
+        states = self.model.states(padded.to(self.device), self._embeddings)  # [B, T + 1, d]
+        return states[torch.arange(len(recent)), lengths]
+
+    def choose_fusion_weight(self, histories: Sequence[np.ndarray], targets: np.ndarray, k: int = 10) -> Retriever:
+        """The same retriever with the `fusion_weight` of best NDCG@k on these people."""
+        histories = check_histories(histories, self.items)
+        targets = np.asarray(targets)
+        gains = np.zeros(len(FUSION_WEIGHTS))
+        for rows in self._batches(len(histories)):
+            h = self.states(histories[rows])
+            candidates, dense, codes = self._candidates(h, self._dense(h), None, histories[rows], 50)
+            for i, weight in enumerate(FUSION_WEIGHTS):
+                found = candidates.gather(1, (dense + weight * codes).argsort(1, descending=True)[:, :k]).cpu().numpy()
+                hit = found == targets[rows, None]
+                gains[i] += (hit / np.log2(np.arange(hit.shape[1]) + 2.0)).sum()
+        self.model.config = replace(self.config, fusion_weight=FUSION_WEIGHTS[int(gains.argmax())])
+        return Retriever(self.model, self.device)
+
+    def with_items(self, vectors: np.ndarray, codes: np.ndarray) -> Retriever:
+        """A retriever that also knows new items, numbered after the old ones; nothing is trained again.
+
+        vectors: float32 [n, D]; codes: int64 [n, L] from `assign_unique(..., taken=...)`. The learned residual of a new
+        item is zero. Raises ValueError if the shapes do not fit or a code is taken.
+        """
+        tower = self.model.tower
+        vectors, codes = np.asarray(vectors, dtype=np.float32), np.asarray(codes, dtype=np.int64)
+        if vectors.ndim != 2 or vectors.shape[1] != tower.vectors.shape[1]:
+            raise ValueError(f"vectors {list(vectors.shape)}: this model reads [n, {tower.vectors.shape[1]}]")
+        if codes.shape != (len(vectors), len(self.model.sizes)) or (codes >= np.array(self.model.sizes)).any():
+            raise ValueError(
+                f"codes {list(codes.shape)}: need [{len(vectors)}, {len(self.model.sizes)}] below {self.model.sizes}"
+            )
+        weights = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
+        more = {
+            "tower.vectors": torch.from_numpy(vectors),
+            "tower.codes": torch.from_numpy(codes),
+            "tower.seen": torch.zeros(len(vectors), dtype=torch.bool),
+            "tower.residual.weight": torch.zeros(len(vectors), self.config.dim),
+        }
+        for name, rows in more.items():
+            weights[name] = torch.cat([weights[name], rows])
+        return Retriever(_model_from(self.config, self.model.sizes, weights), self.device)
+
+    def to(self, device: torch.device | str) -> Retriever:
+        return Retriever(self.model, device)
+
+    def save_pretrained(self, path: Path) -> None:
+        """Write `config.json` and `model.safetensors` into the folder `path`."""
+        path = Path(path)
+        weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
+        write_arrays(path / "model.safetensors", weights)
+        write_json(path / "config.json", {"config": asdict(self.config), "sizes": list(self.model.sizes)})
+
+    @classmethod
+    def from_pretrained(cls, path: Path, device: torch.device | str = "cpu") -> Retriever:
+        """Read what `save_pretrained` wrote. Raises FileNotFoundError or ValueError."""
+        path = Path(path)
+        about = read_json(path / "config.json")
+        weights = {name: torch.from_numpy(array) for name, array in read_arrays(path / "model.safetensors").items()}
+        try:
+            return cls(_model_from(RetrieverConfig(**about["config"]), about["sizes"], weights), device)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} does not hold a retriever of this version ({error}): train it again") from error
+
+    def _batches(self, people: int) -> Iterator[slice]:
+        for start in range(0, people, PEOPLE_AT_ONCE):
+            yield slice(start, start + PEOPLE_AT_ONCE)
+
+    @torch.no_grad()
+    def _dense(self, h: Tensor) -> Tensor:
+        return torch.log_softmax(h @ self._embeddings.T, dim=-1)  # [B, N]
+
+    def _search(
+        self, h: Tensor, k: int, allowed: np.ndarray | None, hidden: Sequence[np.ndarray] | None, beam: int
+    ) -> Ranked:
+        assert self.model.decoder is not None
+        reachable = self.trie.reachable(allowed, hidden)
+        items, scores = beam_search(self.model.decoder, h, self.trie, reachable, k, beam)
+        return items.cpu().numpy(), scores.cpu().numpy()
+
+    @torch.no_grad()
+    def _candidates(
+        self, h: Tensor, dense: Tensor, allowed: np.ndarray | None, hidden: Sequence[np.ndarray] | None, wide: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each head's `wide` best: items [B, 2 * wide] in ascending order, and both log-probs (-inf: no candidate)."""
+        assert self.model.decoder is not None
+        from_dense, _ = rank(dense.cpu().numpy(), wide, allowed=allowed, hidden=hidden)
+        from_codes, _ = self._search(h, wide, allowed, hidden, wide)
+        items = torch.from_numpy(np.sort(np.concatenate([from_dense, from_codes], axis=1), axis=1)).to(self.device)
+        empty = items < 0
+        empty[:, 1:] |= items[:, 1:] == items[:, :-1]
+        known = items.clamp(min=0)
+        codes = score_items(self.model.decoder, h, self.model.tower.codes[known])  # [B, 2 * wide]
+        return items, dense.gather(1, known).masked_fill(empty, -torch.inf), codes
+
+    def _fuse(
+        self,
+        h: Tensor,
+        dense: Tensor,
+        k: int,
+        allowed: np.ndarray | None,
+        hidden: Sequence[np.ndarray] | None,
+        wide: int,
+    ) -> Ranked:
+        items, of_dense, of_codes = self._candidates(h, dense, allowed, hidden, wide)
+        score = of_dense + self.config.fusion_weight * of_codes
+        order = score.argsort(dim=1, descending=True, stable=True)[:, :k]  # ties keep the lower item
+        score = score.gather(1, order)
+        return items.gather(1, order).masked_fill(score == -torch.inf, -1).cpu().numpy(), score.cpu().numpy()
+
+
+def _model_from(config: RetrieverConfig, sizes: Sequence[int], weights: dict[str, Tensor]) -> SequenceModel:
+    model = SequenceModel(config, weights["tower.vectors"], weights["tower.codes"], sizes, weights["tower.seen"])
+    model.load_state_dict(weights)
+    return model
