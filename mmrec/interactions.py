@@ -308,7 +308,7 @@ def _thresholds(
     low, high = float(rated.min()), float(rated.max())
     if like_at is None and dislike_at is None and set(np.unique(rated)) <= {-1.0, 0.0, 1.0}:
         return 1.0, -1.0, "Ratings of -1, 0 and 1 are taken as dislike, neither and like."
-    scale = next(((a, b) for a, b in SCALES if a <= low and high <= b), None)
+    scale: tuple[float, float] | None = next(((a, b) for a, b in SCALES if a <= low and high <= b), None)
     if scale is None and low < 0:
         scale = (-max(-low, high), max(-low, high))
     if scale is None and like_at is None:

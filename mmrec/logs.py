@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 ALIASES = {
     "user": ("user", "user_id", "userid", "uid", "person", "listener", "customer_id", "reviewer_id", "account"),
-    "item": ("item", "item_id", "itemid", "iid", "movieid", "movie_id", "track_id", "song_id", "product_id", "asin", "sku"),
+    "item": ("item", "item_id", "itemid", "iid", "movieid", "movie_id", "track_id", "song_id", "product_id", "asin",
+             "sku"),
     "time": ("time", "timestamp", "ts", "datetime", "date", "created_at", "event_time", "unix_time"),
     "rating": ("rating", "score", "stars", "overall", "preference", "liked"),
     "behaviour": ("behaviour", "behavior", "event", "event_type", "action"),
@@ -29,7 +30,7 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class Log:
-    """A log of n rows: `table` holds the columns it has under their names here, `numbers` int64 [n] where they stand."""
+    """A log of n rows: `table` holds its columns by their names here, `numbers` int64 [n] where the rows stand."""
 
     table: pa.Table
     numbers: np.ndarray
@@ -126,7 +127,9 @@ def _read_csv(path: Path, given: Mapping[str, str]) -> Log:
             cells = [cell.decode("utf-8", "surrogateescape") for cell in read[own].to_pylist()]
             not_utf8 |= [not cell.isascii() and any("\udc80" <= c <= "\udcff" for c in cell) for cell in cells]
             columns[ours] = pa.chunked_array([[cell.encode("utf-8", "replace").decode() for cell in cells]])
-    return Log(pa.table(columns), numbers, not_utf8, bad, names)
+    table = pa.table(columns)
+    empty = np.logical_and.reduce([pc.equal(column, "").to_numpy() for column in table.columns])  # a blank line
+    return Log(table.filter(~empty), numbers[~empty], not_utf8[~empty], bad, names)
 
 
 def _read_parquet(path: Path, given: Mapping[str, str]) -> Log:
@@ -204,7 +207,7 @@ def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_seconds(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, str]:
-    """Cells as float64 [n] seconds since 1970, NaN where they are no time; whether there is one; and how it was read."""
+    """Cells as float64 [n] seconds since 1970, NaN where they are no time; whether any is given; how they were read."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -218,9 +221,9 @@ def as_seconds(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, str]:
     unit, divisor = "seconds", 1.0
     if finite.any():
         typical = float(np.median(np.abs(numbers[finite])))
-        for unit, divisor in (("nanoseconds", 1e9), ("microseconds", 1e6), ("milliseconds", 1e3), ("seconds", 1.0)):
-            if typical > 1e8 * divisor:  # 1e8 s is 1973: a count of seconds this large is no smaller unit's early year
-                break
+        units = (("nanoseconds", 1e9), ("microseconds", 1e6), ("milliseconds", 1e3))
+        # 1e8 s is in 1973: what would lie later than that in the finer unit is counted in it
+        unit, divisor = next(((u, d) for u, d in units if typical > 1e8 * d), (unit, divisor))
     seconds = numbers / divisor
     left = given & ~finite
     if left.any() and _is_text(column):
