@@ -42,8 +42,8 @@ GROUP_WORDS = {
     "faces": "face expression emotion",
     "people": "person human body",
     "animals": "animal creature wildlife",
-    "nature": "nature outdoors plant weather",
-    "food": "food drink meal",
+    "nature": "nature outdoors",
+    "food": "food meal",
     "places": "place building landscape travel",
     "transport": "transport vehicle travel",
     "activities": "activity fun leisure sport",
@@ -123,12 +123,13 @@ def demo_picture_rows() -> list[dict[str, Any]]:
             raise ValueError(f"two pictures would be called {item_id}; give {emoji['name']!r} another rule")
         taken.add(item_id)
         subgroup = emoji["subcategory"].replace("-", " ").replace("&", "and")
-        words = dict.fromkeys(f"{title.lower()} {' '.join(names)} {subgroup} {GROUP_WORDS[group]}".split())
+        words = f"{' '.join(names)} {subgroup} {GROUP_WORDS[group]}".split()
+        more = [word for word in dict.fromkeys(words) if word.isalpha() and word not in title.lower().split()]
         rows.append(
             {
                 "item_id": item_id,
                 "title": title,
-                "text": f"{title}. {' '.join(words)}",
+                "text": f"{title}: {', '.join(more)}",
                 "image": f"{item_id}.png",
                 "metadata": {
                     "kind": "picture",
