@@ -1,0 +1,240 @@
+"""Dream: what could exist for this person, made into pictures and music beside the real things it is near to."""
+
+from __future__ import annotations
+
+import io
+import wave
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import streamlit as st
+
+from apps.cards import as_address, cover, drawn_cover, grid, heading, section
+from apps.session import UPLOAD_TYPES, Person, kindly, needs, person, rate, recommender, uploaded
+from mmrec import Dials
+
+if TYPE_CHECKING:
+    from mmrec import Recommender
+    from mmrec.recommender import Creation, Imagination
+
+MEDIA = {None: "As they come", "image": "Pictures", "audio": "Music"}
+STEPS = [1, 2, 4, 8, 16]
+NOVELTY = (
+    (0.25, "much like what exists"),
+    (0.6, "a new blend of known things"),
+    (0.9, "new, yet near the catalog"),
+    (1.01, "far from anything there is"),
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Everything a batch of dreams depends on; the same wish gives the same dreams."""
+
+    person: str
+    opinions: tuple[tuple[str, ...], tuple[str, ...]]
+    text: str
+    avoid: str
+    upload: tuple[str, str] | None  # kind and name of the uploaded file
+    dials: Any
+    steps: int
+    n: int
+    seed: int
+    medium: Literal["image", "audio"] | None
+
+
+def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
+    """The dials, and the uploaded file."""
+    media: list[Literal["image", "audio"] | None] = [None, "image", "audio"]
+    media = [m for m in media if m is None or m in now.spaces]
+    with st.container(border=True, key="dials"):
+        left, middle, right = st.columns([1.5, 1.5, 1.2], gap="large")
+        text = left.text_input("Toward these words", placeholder="a friendly sea animal")
+        avoid = middle.text_input("Away from these words", placeholder="machines")
+        medium = right.segmented_control(
+            "Made as", media, default=media[0], format_func=MEDIA.__getitem__, disabled=len(media) < 3
+        )
+        temperature = left.slider(
+            "Exploration", 0.0, 2.0, 1.0, 0.1, help="How widely the dreams differ: 0 gives one safe dream, 2 wild ones."
+        )
+        n = middle.slider("How many dreams", 1, 12, 6)
+        with right.container(horizontal=True, vertical_alignment="bottom"):
+            st.session_state.setdefault("seed", 0)
+            seed = st.number_input("Seed", 0, 2**31 - 1, key="seed", step=1, width=110)
+            st.button("Dream again", type="primary", icon=":material/auto_awesome:", on_click=_again, key="again")
+        with st.expander("More dials: strengths, a picture or a sound to steer by"):
+            one, two, three = st.columns(3, gap="large")
+            likes = one.slider("Pull of the likes", 0.0, 4.0, 1.0, 0.25)
+            dislikes = one.slider("Push of the dislikes", 0.0, 4.0, 1.0, 0.25)
+            words = two.slider("Pull of the words", 0.0, 4.0, 1.5, 0.25, disabled=not text)
+            away = two.slider("Push of the words to avoid", 0.0, 4.0, 1.0, 0.25, disabled=not avoid)
+            steps = two.select_slider("Steps of the sampler", STEPS, 8, help="More steps are finer and slower.")
+            kinds = [suffix for kind in ("image", "audio") if kind in now.spaces for suffix in UPLOAD_TYPES[kind]]
+            file = three.file_uploader("Toward this picture or sound", type=kinds, key="steer") if kinds else None
+            pull = three.slider("Pull of the upload", 0.0, 4.0, 1.5, 0.25, disabled=file is None)
+    kind = None
+    if file is not None:
+        kind = "image" if file.name.rsplit(".", 1)[-1].lower() in UPLOAD_TYPES["image"] else "audio"
+    wish = Wish(
+        who.key,
+        (tuple(who.likes), tuple(who.dislikes)),
+        text.strip(),
+        avoid.strip(),
+        (kind, file.file_id) if file is not None and kind else None,
+        Dials(likes=likes, dislikes=dislikes, text=words, image=pull, audio=pull, avoid=away, temperature=temperature),
+        steps,
+        n,
+        int(seed),
+        medium,
+    )
+    return wish, file
+
+
+def _again() -> None:
+    st.session_state["seed"] = (st.session_state["seed"] + 1) % 2**31
+
+
+def dream(now: Recommender, who: Person, wish: Wish, file: Any) -> tuple[Imagination, list[Creation]]:
+    """The dreams of a wish, made anew only if the wish changed."""
+    lately = st.session_state.get("dreamt")
+    if lately is not None and lately[0] == wish:
+        return lately[1], lately[2]
+    with uploaded(file) as path, st.spinner("Dreaming"):
+        kind = wish.upload[0] if wish.upload else ""
+        imagination = now.imagine(
+            **who.taste,
+            text=wish.text,
+            avoid=wish.avoid,
+            image=path if kind == "image" else None,
+            audio=path if kind == "audio" else None,
+            n=wish.n,
+            k=10,
+            steps=wish.steps,
+            dials=wish.dials,
+            seed=wish.seed,
+        )
+    with st.spinner("Drawing and playing"):
+        history = now.history(who.user) if who.user is not None else []
+        said = {*who.likes, *who.dislikes}
+        creations = now.create(
+            imagination.dreams,
+            likes=[*(item for item, p in history if p > 0 and item not in said), *who.likes],
+            dislikes=[*(item for item, p in history if p < 0 and item not in said), *who.dislikes],
+            medium=wish.medium,
+            seed=wish.seed,
+        )
+    st.session_state["dreamt"] = (wish, imagination, creations)
+    return imagination, creations
+
+
+def show(who: Person, creation: Creation, number: int) -> None:
+    """One dream: what was made, how new it is, what is real around it, and what can be done with it."""
+    near, novelty = creation.dream.items, f"{creation.dream.novelty:.0%}"
+    words = next(words for limit, words in NOVELTY if creation.dream.novelty < limit)
+    around = "".join(f'<img src="{cover(i)}" alt="{escape(i.title)}" title="{escape(i.title)}">' for i in near)
+    with st.container(border=True, key=f"card-dream-{number}"):
+        st.html(
+            f'<figure class="cover"><img src="{face(creation)}" alt="dream {number + 1}"></figure>'
+            f'<p class="title">{words.capitalize()}</p>'
+            f'<div class="meter"><i style="width:{novelty}"></i></div>'
+            f'<p class="reason">Novelty {novelty}: it stands more alone than that share of the real items.</p>'
+            f"{badges(creation)}"
+        )
+        if creation.clip is not None:
+            st.audio(as_wav(creation), format="audio/wav")
+        st.html(f'<p class="kind">Nearest real items</p><div class="near">{around}</div>')
+        with st.container(horizontal=True, key=f"thumbs-dream-{number}"):
+            for value, word, icon in ((1, "Like", "thumb_up"), (-1, "Dislike", "thumb_down")):
+                st.button(
+                    word,
+                    key=f"{word.lower()}-dream-{number}",
+                    icon=f":material/{icon}:",
+                    help=f"Counts for the nearest real item, {near[0].title}" if near else None,
+                    disabled=not near,
+                    on_click=judge,
+                    args=(who.key, creation, value),
+                )
+        data, name, kind = as_file(creation, number)
+        icon = ":material/download:"
+        st.download_button(
+            "Save", data, name, kind, key=f"save-{number}", icon=icon, type="tertiary", on_click="ignore"
+        )
+
+
+def judge(key: str, creation: Creation, value: int) -> None:
+    """A dream is no item of the catalog, so its thumb counts for the real item nearest to it; liked dreams are kept."""
+    rate(key, creation.dream.items[0].item_id, value, "dream")
+    if value > 0:
+        st.session_state.setdefault("shelf", []).append(creation)
+
+
+def face(creation: Creation) -> str:
+    """What a dream looks like: its picture, or a drawn cover for music."""
+    if creation.picture is not None:
+        return as_address(creation.picture)
+    return drawn_cover(creation.dream.vector.tobytes().hex()[:64])
+
+
+def badges(creation: Creation) -> str:
+    """The verdicts of the checks, in words."""
+    told = []
+    if creation.checks.get("copy"):
+        told.append('<span class="badge warn">nearly a copy of a real item</span>')
+    if creation.checks.get("off_taste"):
+        told.append('<span class="badge warn">off this taste</span>')
+    return "".join(told) or '<span class="badge">no copy</span><span class="badge">on taste</span>'
+
+
+def as_wav(creation: Creation) -> bytes:
+    """The clip as a 16-bit WAV file."""
+    assert creation.clip is not None
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(creation.clip.rate)
+        file.writeframes((np.clip(creation.clip.samples, -1, 1) * 32767).astype("<i2").tobytes())
+    return out.getvalue()
+
+
+def as_file(creation: Creation, number: int) -> tuple[bytes, str, str]:
+    """Bytes, file name and media type of what was made."""
+    if creation.picture is None:
+        return as_wav(creation), f"dream-{number + 1}.wav", "audio/wav"
+    out = io.BytesIO()
+    creation.picture.save(out, "PNG")
+    return out.getvalue(), f"dream-{number + 1}.png", "image/png"
+
+
+def main() -> None:
+    now, who = recommender(), person()
+    heading(
+        "Dream",
+        "Not a search: a diffusion prior imagines things this person would love, and decoders draw and play them. "
+        "A thumb on a dream counts for the real item nearest to it, and the next dreams follow.",
+    )
+    needs(now, "prior", "Dreaming")
+    if not who.known:
+        st.info("No taste is known yet, so these are anybody's dreams. Like a few things under For you, or here.")
+    wish, file = ask(now, who)
+    with kindly():
+        imagination, creations = dream(now, who, wish, file)
+        section("Dreamt for you" if who.known else "Dreamt for anybody", f"seed {wish.seed}, {wish.steps} steps")
+        with st.container(key="dreams"):
+            for number, creation in enumerate(creations):
+                show(who, creation, number)
+        section("The real things they stand on", "the items of the catalog nearest to all of these dreams")
+        grid(imagination.items, who, "dream")
+    shelf = st.session_state.get("shelf", [])
+    if shelf:
+        section("Dreams you liked", "kept while this window is open")
+        st.html(
+            '<div class="strip large">'
+            + "".join(f'<img src="{face(c)}" alt="a dream">' for c in shelf[::-1])
+            + "</div>"
+        )
+
+
+main()

@@ -1,0 +1,89 @@
+"""For you: what exists in the catalog that this person will want next, and why."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import streamlit as st
+
+from apps.cards import grid, heading, section
+from apps.session import ENOUGH, Person, kindly, needs, person, recommender
+
+Mode = Literal["fused", "dense", "codes"]
+FUSED: Mode = "fused"
+MODES: dict[Mode, str] = {FUSED: "Both", "dense": "Vectors", "codes": "Semantic IDs"}
+FIRST = 12
+
+
+def meet(who: Person) -> None:
+    """Somebody new: a few items that tell much about a taste."""
+    now = recommender()
+    left = ENOUGH - len(who.likes)
+    heading("What do you like?", f"Like {ENOUGH} things and the recommendations begin. Nothing is trained anew for it.")
+    told = f"{left} more to go" if who.likes else "any of them will do"
+    section("A few things to start with", told)
+    st.progress(len(who.likes) / ENOUGH)
+    n = st.session_state.setdefault("starters", FIRST)
+    with kindly():
+        grid(now.starters(n), who, "start")
+    if n < len(now.catalog):
+        st.button("Show more", icon=":material/add:", on_click=_more)
+
+
+def _more() -> None:
+    st.session_state["starters"] += FIRST
+
+
+def recommend(who: Person) -> None:
+    """The list, under the dials that change it."""
+    now = recommender()
+    lead = "Picked for you from what you like; every thumb changes the list at once."
+    if who.user is not None:
+        lead = "Picked from this person's history and from what you say here; every thumb changes the list at once."
+    heading("For you", lead)
+    with st.container(border=True, key="dials"):
+        words, explore, avoid = st.columns([2, 1, 1], gap="large")
+        text = words.text_input("In the mood for", placeholder="the sea, something sweet, a slow harp")
+        exploration = explore.slider(
+            "Exploration", 0.0, 2.0, 0.0, 0.1, help="0 is the best guess; more is a bolder one."
+        )
+        strength = avoid.slider(
+            "Keep away from dislikes", 0.0, 2.0, 1.0, 0.1, help="How hard what you disliked pushes its like away."
+        )
+        with st.expander("How it is found"):
+            left, middle, right = st.columns(3, gap="large")
+            spelt = "Spelling semantic IDs by beam search, nearest vectors, or the two fused."
+            called = MODES.__getitem__
+            mode = left.segmented_control("What proposes", MODES, default=FUSED, format_func=called, help=spelt)
+            weight = middle.slider("Weight of the words", 0.0, 4.0, 1.5, 0.1, disabled=not text)
+            k = right.slider("How many", 4, 36, 12, 4)
+    if exploration:
+        st.button("Shuffle", icon=":material/shuffle:", on_click=_shuffle, help="Another draw at this exploration")
+    with kindly():
+        with st.spinner("Looking"):
+            items = now.recommend(
+                **who.taste,
+                k=k,
+                mode=mode or FUSED,
+                text=text.strip(),
+                words=weight,
+                avoid=strength,
+                exploration=exploration,
+                seed=st.session_state.get("shuffles", 0),
+            )
+        st.session_state["recommended"] = (who.key, [item.item_id for item in items])
+        if items:
+            grid(items, who, "recommend")
+        else:
+            st.info("Nothing is left that you have not met.")
+
+
+def _shuffle() -> None:
+    st.session_state["shuffles"] = st.session_state.get("shuffles", 0) + 1
+
+
+needs(recommender(), "retriever", "Recommending")
+if person().known:
+    recommend(person())
+else:
+    meet(person())
