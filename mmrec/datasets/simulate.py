@@ -35,8 +35,9 @@ class _World:
     family_of: np.ndarray  # int64 [L]
     members: list[np.ndarray]  # leaves of each family, in order
     links: np.ndarray  # float64 [F, F], 1 or LINK_STRENGTH
-    popularity: np.ndarray  # float64 [N], sums to 1
+    popularity: np.ndarray  # float64 [N], how likely an item is met among others
     appeal: np.ndarray  # float64 [N], standard normal: what makes an item rated well by anyone
+    reached: np.ndarray  # float64 [N], `popularity` summed up to each item
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class _Person:
     tastes: np.ndarray  # int64 [K] families, two to four and sometimes one that comes later
     start: np.ndarray  # float64 [K] weights of the tastes at the first event
     end: np.ndarray  # float64 [K] and at the last
-    homes: list[np.ndarray]  # per taste, weights of the family's leaves
-    disliked: np.ndarray  # int64 families
+    homes: list[np.ndarray]  # per taste, weights of the family's leaves, summed up to each
+    fit: np.ndarray  # float64 [L] how well the items of a leaf suit, in stars
     wandering: float  # chance that an event is none of the above but what is popular
     staying: float  # chance that the next event stays in the leaf
     completing: float  # chance that it is then the item next in the leaf
@@ -96,8 +97,9 @@ def _make_world(items: list[dict[str, Any]], rng: np.random.Generator) -> _World
         family_of=family_of,
         members=[np.flatnonzero(family_of == family) for family in range(len(families))],
         links=links,
-        popularity=popularity / popularity.sum(),
+        popularity=popularity,
         appeal=appeal,
+        reached=np.cumsum(popularity),
     )
 
 
@@ -113,16 +115,22 @@ def _make_person(world: _World, rng: np.random.Generator) -> _Person:
     start, end = rng.dirichlet(np.full(len(tastes), 2.0)), rng.dirichlet(np.full(len(tastes), 2.0))
     if drifts and len(tastes) > 1:  # the last taste comes later, the first one fades
         start[-1], end[0] = 0.0, 0.2 * end[0]
+    homes = [rng.dirichlet(np.full(len(world.members[taste]), 0.5)) for taste in tastes]
+    fit = np.full(len(world.leaves), -0.8)
+    for taste, weights in zip(tastes, homes, strict=True):
+        fit[world.members[taste]] = np.where(weights >= 0.5 / len(weights), 1.2, 0.2)
     others = np.setdiff1d(np.arange(len(sizes)), tastes)
+    for family in rng.permutation(others)[: rng.integers(1, 4)]:
+        fit[world.members[family]] = -1.9
     return _Person(
         tastes=np.array(tastes),
         start=start / start.sum(),
         end=end / end.sum(),
-        homes=[rng.dirichlet(np.full(len(world.members[taste]), 0.5)) for taste in tastes],
-        disliked=rng.permutation(others)[: rng.integers(1, 3)],
-        wandering=float(rng.beta(2, 14)),
+        homes=[np.cumsum(weights) for weights in homes],
+        fit=fit,
+        wandering=float(rng.beta(3, 12)),
         staying=float(rng.uniform(0.55, 0.8)),
-        completing=float(rng.beta(2, 2)),
+        completing=float(rng.beta(2, 4)),
     )
 
 
@@ -135,15 +143,11 @@ def _live(world: _World, person: _Person, rng: np.random.Generator) -> list[tupl
     events: list[tuple[int, int, int]] = []
     while len(events) < count:
         if rng.random() < person.wandering:
-            item = _draw(np.flatnonzero(unseen), world, rng)
+            item = _draw_popular(world, unseen, rng)
         else:
             if bored or not unseen[world.leaves[leaf]].any():
                 leaf, last = _next_leaf(world, person, leaf, len(events) / count, unseen, rng), -1
-            item = (
-                _draw(np.flatnonzero(unseen), world, rng)
-                if leaf < 0
-                else _in_leaf(world, person, leaf, last, unseen, rng)
-            )
+            item = _draw_popular(world, unseen, rng) if leaf < 0 else _in_leaf(world, person, leaf, last, unseen, rng)
         unseen[item] = False
         rating = _rate(world, person, item, rng)
         events.append((item, int(time), rating))
@@ -165,10 +169,10 @@ def _next_leaf(
         related = int(ring[(int(np.flatnonzero(ring == leaf)[0]) + 1) % len(ring)])
         if unseen[world.leaves[related]].any():
             return related
-    weights = (1 - progress) * person.start + progress * person.end
+    weights = np.cumsum((1 - progress) * person.start + progress * person.end)
     for _ in range(20):
-        taste = int(rng.choice(len(weights), p=weights))
-        chosen = int(rng.choice(world.members[person.tastes[taste]], p=person.homes[taste]))
+        taste = _draw(weights, rng)
+        chosen = int(world.members[person.tastes[taste]][_draw(person.homes[taste], rng)])
         if unseen[world.leaves[chosen]].any():
             return chosen
     return -1
@@ -179,15 +183,22 @@ def _in_leaf(world: _World, person: _Person, leaf: int, last: int, unseen: np.nd
     left = members[unseen[members]]
     if last >= 0 and rng.random() < person.completing:
         return int(left[np.searchsorted(left, last) % len(left)])  # the next one in the leaf, around its end
-    return _draw(left, world, rng)
+    return int(left[_draw(np.cumsum(world.popularity[left]), rng)])
 
 
-def _draw(items: np.ndarray, world: _World, rng: np.random.Generator) -> int:
-    weights = np.cumsum(world.popularity[items])
-    return int(items[min(np.searchsorted(weights, rng.random() * weights[-1], side="right"), len(items) - 1)])
+def _draw_popular(world: _World, unseen: np.ndarray, rng: np.random.Generator) -> int:
+    for _ in range(100):
+        if unseen[item := _draw(world.reached, rng)]:
+            return item
+    left = np.flatnonzero(unseen)  # a small catalog of which most is seen
+    return int(left[_draw(np.cumsum(world.popularity[left]), rng)])
+
+
+def _draw(reached: np.ndarray, rng: np.random.Generator) -> int:
+    """One position, drawn by weights that are given as their running sum."""
+    return min(int(np.searchsorted(reached, rng.random() * reached[-1], side="right")), len(reached) - 1)
 
 
 def _rate(world: _World, person: _Person, item: int, rng: np.random.Generator) -> int:
-    family = world.family_of[world.leaf_of[item]]
-    fit = 1.2 if family in person.tastes else -1.8 if family in person.disliked else -0.4
-    return int(np.clip(np.rint(3.0 + fit + 0.4 * world.appeal[item] + rng.normal(0, 0.7)), 1, 5))
+    stars = 3.0 + person.fit[world.leaf_of[item]] + 0.4 * world.appeal[item] + rng.normal(0, 0.7)
+    return int(np.clip(np.rint(stars), 1, 5))
