@@ -1,4 +1,4 @@
-"""OpenCLIP (Radford et al. 2021; Cherti et al. 2023): pictures and words in one space, any model and weights it knows."""
+"""OpenCLIP (Radford et al. 2021; Cherti et al. 2023): pictures and words in one space, with any of its models."""
 
 from __future__ import annotations
 

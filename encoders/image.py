@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 picture features (Tan & Le 2019; Lite: relu6, no squeeze-and-excitation), weights from a package."""
+"""EfficientNet-Lite0 picture features (Tan & Le 2019; Lite: no squeeze-and-excitation), weights from a package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MiniLM-L6 sentence vectors (Wang et al. 2020, distilled; Reimers & Gurevych 2019, pooling), weights from a package."""
+"""MiniLM-L6 sentence vectors (Wang et al. 2020; pooled as in Reimers & Gurevych 2019), weights from a package."""
 
 from __future__ import annotations
 
