@@ -147,12 +147,18 @@ class _Descriptors:
             return 0.0
         spectrum = np.fft.rfft(centred, 2 * len(centred))
         autocorrelation = np.fft.irfft(np.abs(spectrum) ** 2)[: len(centred)]
-        lags = np.arange(1, len(centred))
+        lags = np.arange(1, len(centred) - 1)
         bpm = 60 * RATE / HOP / lags
         prior = np.exp(-0.5 * np.log2(bpm / 120) ** 2)
         prior[(bpm < 40) | (bpm > 240)] = 0
-        strength = np.maximum(autocorrelation[1:], 0) * prior
-        return float(bpm[strength.argmax()]) if strength.any() else 0.0
+        strength = np.maximum(autocorrelation[1:-1], 0) * prior
+        best = int(strength.argmax())
+        if not strength[best]:
+            return 0.0
+        before, peak, after = autocorrelation[best], autocorrelation[best + 1], autocorrelation[best + 2]
+        bend = before - 2 * peak + after
+        shift = 0.5 * (before - after) / bend if bend < 0 else 0.0  # the peak lies between frames
+        return float(60 * RATE / HOP / (best + 1 + np.clip(shift, -0.5, 0.5)))
 
     def onsets(self) -> float:
         import librosa

@@ -32,19 +32,18 @@ def read_bundle(index: bytes, data: bytes) -> dict[str, np.ndarray]:
     """Every float32 tensor of a single-shard bundle by its TensorFlow name. Raises ValueError for anything else."""
     if len(index) < 48 or struct.unpack("<Q", index[-8:])[0] != MAGIC:
         raise ValueError("not the index of a TensorFlow checkpoint: its closing magic number is wrong")
-    at, _ = _handle(index, len(index) - 48)  # the meta index, of no use here
-    offset, size = at_index = _handle_value(index, at)
+    _, _, at = _handle(index, len(index) - 48)  # the meta index, of no use here
+    offset, size, _ = _handle(index, at)
     tensors: dict[str, np.ndarray] = {}
-    for _, value in _block(index, *at_index):
-        offset, size = _handle_value(value, 0)
+    for _, value in _block(index, offset, size):
+        offset, size, _ = _handle(value, 0)
         for key, entry in _block(index, offset, size):
-            if not key:
-                continue  # the header of the bundle
-            fields = dict(_fields(entry))
-            if fields.get(1) != FLOAT32 or fields.get(3, 0) != 0:
-                continue  # counters of the optimizer
-            shape = [dict(_fields(dim)).get(1, 0) for number, dim in _fields(fields.get(2, b"")) if number == 2]
-            start, length = fields.get(4, 0), fields.get(5, 0)
+            numbers, parts, _ = _fields(entry)
+            if not key or numbers.get(1) != FLOAT32 or numbers.get(3, 0) != 0:
+                continue  # the header of the bundle, or counters of the optimizer
+            dims = [part for number, part in _fields(parts.get(2, b""))[2] if number == 2]
+            shape = [_fields(dim)[0].get(1, 0) for dim in dims]
+            start, length = numbers.get(4, 0), numbers.get(5, 0)
             if length != 4 * int(np.prod(shape, dtype=np.int64)) or start + length > len(data):
                 raise ValueError(f"tensor {key.decode()!r}: {length} bytes at {start} do not hold shape {shape}")
             tensors[key.decode()] = np.frombuffer(data, "<f4", length // 4, start).reshape(shape)
@@ -104,17 +103,11 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _handle(data: bytes, at: int) -> tuple[int, int]:
-    """Where the block handle at `at` ends, and the offset it holds."""
+def _handle(data: bytes, at: int) -> tuple[int, int, int]:
+    """The block handle at `at`: where the block starts, its size, and where the handle ends."""
     offset, at = _varint(data, at)
-    _, at = _varint(data, at)
-    return at, offset
-
-
-def _handle_value(data: bytes, at: int) -> tuple[int, int]:
-    offset, at = _varint(data, at)
-    size, _ = _varint(data, at)
-    return offset, size
+    size, at = _varint(data, at)
+    return offset, size, at
 
 
 def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
@@ -133,24 +126,26 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
         at += own + length
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of a protobuf message: ints for varints and fixed32, bytes for the rest."""
+def _fields(message: bytes) -> tuple[dict[int, int], dict[int, bytes], list[tuple[int, bytes]]]:
+    """A protobuf message by field number: its numbers, its last bytes, and all its bytes in order."""
+    numbers: dict[int, int] = {}
+    parts: list[tuple[int, bytes]] = []
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
         number, kind = tag >> 3, tag & 7
         if kind == 0:
-            value, at = _varint(message, at)
-            yield number, value
+            numbers[number], at = _varint(message, at)
         elif kind == 5:
-            yield number, struct.unpack("<I", message[at : at + 4])[0]
+            numbers[number] = struct.unpack("<I", message[at : at + 4])[0]
             at += 4
         elif kind == 2:
             length, at = _varint(message, at)
-            yield number, message[at : at + length]
+            parts.append((number, message[at : at + length]))
             at += length
         else:
             raise ValueError(f"protobuf wire type {kind} in a checkpoint index")
+    return numbers, dict(parts), parts
 
 
 if __name__ == "__main__":
