@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrec.errors import CatalogError
-from mmrec.sources import AUDIO_SUFFIXES, IMAGE_SUFFIXES, MAX_TEXT, Source, open_source, words_of
+from mmrec.sources import AUDIO_SUFFIXES, IMAGE_SUFFIXES, MAX_TEXT, BadCell, Source, open_source, words_of
 
 Progress = Callable[[int, int], None]
 
@@ -326,8 +326,10 @@ def _read_id(cell: Any) -> tuple[str, str]:
 
 
 def _read_words(cell: Any) -> str:
+    if isinstance(cell, BadCell):
+        raise _BadCell(cell.reason)
     if isinstance(cell, bytes):
-        raise _BadCell("is not UTF-8")
+        raise _BadCell("holds bytes where text should be")
     if isinstance(cell, list | tuple):
         return " ".join(_read_words(part) for part in cell)
     if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DISLIKING = {"dislike", "disliked", "thumbs_down", "downvote", "skip", "skipped", "hide", "hidden", "block", "blocked",
              "report", "not_interested", "unlike", "return", "returned", "remove", "removed"}  # fmt: skip
 INDIFFERENT = {"impression", "shown", "exposure", "exposed", "ignore", "ignored", "neutral"}
-SCALES = ((-1, 1), (0, 1), (1, 5), (0.5, 5), (0, 5), (1, 7), (0, 7), (1, 10), (0, 10), (1, 100), (0, 100))
+SCALES = ((0, 1), (-1, 1), (1, 5), (0.5, 5), (0, 5), (1, 7), (0, 7), (1, 10), (0, 10), (0, 100))  # tried in order
 
 
 @dataclass(frozen=True)

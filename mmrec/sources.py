@@ -33,6 +33,13 @@ class Row:
 
 
 @dataclass(frozen=True)
+class BadCell:
+    """What stands in a cell that cannot be read, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Source:
     """Rows with the columns they may have; `media_root` is what their relative paths start from."""
 
@@ -108,21 +115,27 @@ def _open_folder(root: Path, files: list[Path]) -> Source:
 def _folder_row(root: Path, item_id: str, parts: dict[str, Path]) -> Row:
     path = Path(item_id)
     folder = path.parent.as_posix()
-    text: str | bytes = ""
-    if "text" in parts and parts["text"].resolve().is_relative_to(root.resolve()):
-        with parts["text"].open("rb") as file:
-            head = file.read(4 * MAX_TEXT + 4)
-        try:
-            text = head.decode("utf-8-sig", errors="strict" if len(head) < 4 * MAX_TEXT else "ignore")
-        except UnicodeDecodeError:
-            text = head  # bytes where text should be: quarantined by who checks the row
-    elif "text" in parts:
-        return Row(item_id, reason=f"the text {parts['text'].name} is a link that leads out of {root}")
+    text: str | BadCell = ""
+    if "text" in parts:
+        text = _read_text(parts["text"], root)
     values: dict[str, Any] = {"id": item_id, "title": words_of(path.stem), "text": text}
     if folder != ".":
         values["metadata"] = {"folder": folder}
     values |= {kind: str(parts[kind].relative_to(root)) for kind in ("image", "audio") if kind in parts}
     return Row(parts[min(parts, key=["image", "audio", "text"].index)].relative_to(root).as_posix(), values)
+
+
+def _read_text(path: Path, root: Path) -> str | BadCell:
+    if not path.resolve().is_relative_to(root.resolve()):
+        return BadCell(f"{path.name} is a link that leads out of {root}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4 * MAX_TEXT + 4)
+        return head.decode("utf-8-sig", errors="strict" if len(head) < 4 * MAX_TEXT else "ignore")
+    except UnicodeDecodeError:
+        return BadCell(f"{path.name} is not UTF-8")
+    except OSError as error:
+        return BadCell(f"{path.name} cannot be read: {error}")
 
 
 def words_of(name: str) -> str:
