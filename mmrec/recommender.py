@@ -20,10 +20,11 @@ from mmrec.stages import MODALITIES, has_log, load_embeddings, load_vectors, rea
 from mmrec.workspace import Workspace
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from diffusion.decoders.base import Clip, MediaDecoder
     from diffusion.prior import Dials
     from encoders.base import Encoder
-    from PIL.Image import Image
 
 CANDIDATES = 200
 """How many of the retriever's best items the dials of `Recommender.recommend` re-weigh."""
@@ -136,9 +137,10 @@ class Recommender:
         """Semantic IDs of all items, `retrieval.semantic_ids.SemanticIds`."""
         from retrieval.semantic_ids import SemanticIds
 
-        if len(self.catalog) > len(Catalog.load(self.workspace.require("catalog").path)):
-            return SemanticIds.load(self.workspace.require("additions").path / "ids")
-        return SemanticIds.load(self.workspace.require("ids").path / "ids")
+        ids = SemanticIds.load(self.workspace.require("ids").path / "ids")
+        if len(self.catalog) > len(ids):
+            ids = ids.join(SemanticIds.load(self.workspace.require("additions").path / "ids"))
+        return ids
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -151,7 +153,10 @@ class Recommender:
         from retrieval.retriever import Retriever
 
         retriever = Retriever.from_pretrained(self.workspace.require("retriever").path)
-        return retriever if len(self.vectors) == retriever.num_items else retriever.with_items(self.vectors, self.ids)
+        added = slice(retriever.items, len(self.vectors))
+        return (
+            retriever.with_items(self.vectors[added], self.ids.codes[added]) if self.vectors[added].size else retriever
+        )
 
     @cached_property
     def prior(self) -> Any:
@@ -326,9 +331,8 @@ class Recommender:
         items, preferences = self._taste(user, likes, dislikes)
         conditions = self.conditions(items, preferences, text=text, image=image, audio=audio, avoid=avoid)
         seeds = self.prior.sample(conditions, n, steps=steps, dials=dials or Dials(), seed=seed)[0]  # [n, D]
-        met = self._mask(())
-        met[items] = True
-        grounding = ground(seeds, None, self.index, k, exclude=met)
+        grounding = ground(seeds, None, self.index, k, exclude=items)
+        met = np.isin(np.arange(len(self.catalog)), items)
         liked = items[preferences > 0]
         near_scores, near = self.index.search(seeds, 5, allowed=~met)
         dreams = []

@@ -7,6 +7,7 @@ learn from the training part of the split only; the validation part chooses, the
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,12 @@ def load_split(workspace: Workspace, recipe: Recipe) -> tuple[Catalog, Histories
     catalog = Catalog.load(workspace.require("catalog").path)
     histories = load_histories(workspace.require("interactions").path, catalog.index)
     return catalog, histories, (leave_one_out if recipe.split == "leave_one_out" else by_time)(histories)
+
+
+def validation_of(split: Split) -> tuple[list[np.ndarray], np.ndarray]:
+    """What stops a sequence model: the validation histories without dislikes, and the first item wanted after each."""
+    targets = np.array([targets[0] for targets in split.valid.targets], np.int64)
+    return wanted_only(split.valid.histories, split.valid.preferences), targets
 
 
 def wanted_only(items: Sequence[np.ndarray], preferences: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -334,15 +341,18 @@ def tokenize(workspace: Workspace, recipe: Recipe) -> Built:
     options = {"tokenizer": recipe.tokenizer, "seed": recipe.seed}
 
     def write(folder: Path) -> None:
-        from retrieval.semantic_ids import describe_prefixes, make_ids, make_tokenizer
+        from retrieval.semantic_ids import assign_unique, describe_prefixes, diagnostics, make_tokenizer
 
         choice = dict(recipe.tokenizer)
         tokenizer = make_tokenizer(choice.pop("name", "residual_kmeans"), **choice)
         vectors = load_vectors(workspace)
         tokenizer.fit(vectors, seed=recipe.seed)
-        ids, report = make_ids(tokenizer, vectors)
+        ids = assign_unique(tokenizer.encode(vectors), vectors, tokenizer, seed=recipe.seed)
+        report = diagnostics(ids, tokenizer, vectors)
         tokenizer.save(folder / "tokenizer")
         ids.save(folder / "ids")
+        used = ", ".join(f"{share:.0%}" for share in report["use"])
+        print(f"  {len(ids):,} semantic IDs, {report['collisions']} shared; codes in use per level: {used}")
         catalog = Catalog.load(workspace.require("catalog").path)
         labels = describe_prefixes(ids, [catalog.describe(i) for i in range(len(catalog))])
         write_text(folder / "diagnostics.json", json.dumps(json_able(report), indent=1))
@@ -368,13 +378,12 @@ def train_retriever(workspace: Workspace, recipe: Recipe, *, seed: int | None = 
 
 def fit_retriever(workspace: Workspace, recipe: Recipe, split: Split, seed: int, checkpoints: Path) -> Any:
     """Train one retriever on the training part; the validation part stops it."""
-    from retrieval.retriever import RetrieverConfig
+    from retrieval.model import RetrieverConfig
     from retrieval.semantic_ids import SemanticIds
     from retrieval.training import train_retriever as train
 
     config = configure(RetrieverConfig, recipe.retriever, "retriever")
     ids = SemanticIds.load(workspace.require("ids").path / "ids")
-    valid = (wanted_only(split.valid.histories, split.valid.preferences), split.valid.targets)
     histories = wanted_only(split.train.items, split.train.preferences)
     return _trained(
         f"training the retriever, seed {seed}",
@@ -383,7 +392,7 @@ def fit_retriever(workspace: Workspace, recipe: Recipe, split: Split, seed: int,
             load_vectors(workspace),
             ids,
             config,
-            validation=valid,
+            validation=validation_of(split),
             seed=seed,
             checkpoint_dir=checkpoints,
             progress=tick,
@@ -487,9 +496,127 @@ def index(workspace: Workspace, recipe: Recipe) -> Built:
     def write(folder: Path) -> None:
         from retrieval.index import VectorIndex
 
-        VectorIndex.build(load_vectors(workspace), factory=recipe.index).save(folder)
+        vectors = load_vectors(workspace)
+        VectorIndex.build(vectors, factory=recipe.index).save(folder)
+        _save_array(folder / "map.npy", flat_map(vectors, recipe.seed))
 
     return workspace.build("index", inputs, {"factory": recipe.index}, write)
+
+
+def flat_map(vectors: np.ndarray, seed: int, most: int = 5000) -> np.ndarray:
+    """Where each item lies on a flat map, float32 [N, 2]: t-SNE (van der Maaten & Hinton 2008), PCA for large catalogs."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    flat = PCA(2, random_state=seed)
+    if 30 <= len(vectors) <= most:
+        flat = TSNE(2, perplexity=min(30, len(vectors) / 4), metric="cosine", init="pca", random_state=seed)
+    return (
+        flat.fit_transform(vectors).astype(np.float32) if len(vectors) > 2 else np.zeros((len(vectors), 2), np.float32)
+    )
+
+
+# -- new items, nothing trained again ----------------------------------------------------------------------------------
+
+
+def add(workspace: Workspace, recipe: Recipe, source: Path | None = None) -> Built:
+    """Make the items of ``source`` recommendable: encoded, fused, given codes that are free; nothing is trained again.
+
+    They lie beside the catalog as ``additions/batch-*``. Without ``source``, the items added earlier are encoded anew,
+    which is what a catalog that was trained again needs.
+    """
+    inputs = _inputs(workspace, "catalog", "embeddings", "vectors", "ids")
+    try:
+        current = workspace.current("additions")
+    except MmrecError:
+        current = None
+    lying = sorted(current.path.glob("batch-*")) if current else []
+    options: dict[str, Any] = {"batches": [batch.name for batch in lying]}
+    if source is not None:
+        options["batches"].append(f"batch-{len(lying):04d}")
+        inputs["source"] = fingerprint_of([fingerprint_of_source(source), [str(batch) for batch in lying]])
+    elif current is not None:
+        inputs["source"] = current.inputs["source"]
+    else:
+        raise MmrecError("there is nothing to add", mend="mmrec add SOURCE")
+
+    def write(folder: Path) -> None:
+        for batch in lying:
+            shutil.copytree(batch, folder / batch.name, dirs_exist_ok=True)
+        if source is not None:
+            with progress("reading the new items") as tick:
+                _say(ingest_catalog(source, folder / options["batches"][-1], progress=tick))
+        _encode_additions(workspace, folder)
+
+    return workspace.build("additions", inputs, options, write)
+
+
+def _encode_additions(workspace: Workspace, folder: Path) -> None:
+    from encoders.fusion import Fusion
+    from encoders.registry import load_encoder
+    from retrieval.semantic_ids import SemanticIds, assign_unique, load_tokenizer
+
+    known = Catalog.load(workspace.require("catalog").path)
+    for batch in sorted(folder.glob("batch-*")):
+        known = known.extend(Catalog.load(batch))
+    ids_folder = workspace.require("ids").path
+    ids = SemanticIds.load(ids_folder / "ids")
+    rows = range(len(ids), len(known))
+    if not rows:
+        raise MmrecError("no item of the source is new and readable", mend="see quarantine.parquet in additions/")
+    spaces = json.loads((workspace.require("embeddings").path / "spaces.json").read_text(encoding="utf-8"))
+    vectors, present = {}, {}
+    for modality, space in spaces.items():
+        vectors[modality], present[modality], failed = _encode_rows(
+            known, rows, modality, load_encoder(space["encoder"])
+        )
+        if failed:
+            raise MmrecError(f"{failed[0]['item_id']}: {failed[0]['reason']}", mend="mend the file and add it again")
+    empty = [known.item_ids[row] for i, row in enumerate(rows) if not any(has[i] for has in present.values())]
+    if empty:
+        raise MmrecError(
+            f"{empty[0]} (and {len(empty) - 1} more) has none of {', '.join(spaces)}", mend="give it words or media"
+        )
+    fused = Fusion.load(workspace.require("vectors").path / "fusion").transform(vectors, present)
+    tokenizer = load_tokenizer(ids_folder / "tokenizer")
+    _save_array(folder / "vectors.npy", fused)
+    assign_unique(tokenizer.encode(fused), fused, tokenizer, taken=ids).save(folder / "ids")
+    print(f"  {len(rows)} new items can be recommended; nothing was trained again")
+
+
+# -- the whole path ----------------------------------------------------------------------------------------------------
+
+
+def run(workspace: Workspace, recipe: Recipe) -> list[Built]:
+    """Run every stage that is stale, in order. Without a log it stops at search; with one it goes on to evaluation."""
+    from mmrec.evaluation.stage import evaluate
+
+    recipe.save(workspace.root / "recipe.yaml")
+    path: list[tuple[str, Callable[[Workspace, Recipe], Built]]] = [
+        ("embed", embed),
+        ("fuse", fuse),
+        ("tokenize", tokenize),
+        ("index", index),
+        ("train retriever", train_retriever),
+        ("train prior", train_prior),
+        ("evaluate", evaluate),
+    ]
+    built = ingest(workspace, recipe)
+    _tell("ingest", any(fresh for _, fresh in built))
+    for name, stage in path:
+        if not has_log(workspace) and name in ("train retriever", "train prior", "evaluate"):
+            print(f"{name}: left out, for there is no log of who liked what (mmrec ingest SOURCE --log LOG)")
+            continue
+        built.append(stage(workspace, recipe))
+        _tell(name, built[-1][1])
+    if (workspace.root / "additions").exists():
+        built.append(add(workspace, recipe))
+        _tell("add", built[-1][1])
+    return built
+
+
+def _tell(name: str, built: bool) -> None:
+    print(f"{name}: {'done' if built else 'fresh'}", flush=True)
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------

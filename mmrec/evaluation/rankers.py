@@ -1,0 +1,68 @@
+"""The models of a workspace as recommenders of the harness, so that they answer the same questions as the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from diffusion.prior import Prior
+    from diffusion.regression import RegressionPrior
+    from retrieval.index import VectorIndex
+    from retrieval.retriever import Mode, Retriever
+
+Ranked = tuple[np.ndarray, np.ndarray]
+SEEDS = 16
+"""Seed embeddings the prior dreams per person before they are grounded."""
+
+
+class RetrieverRanker:
+    """Generative retrieval in one of its modes."""
+
+    def __init__(self, retriever: Retriever, mode: Mode) -> None:
+        self.retriever, self.mode = retriever, mode
+        self.name = "retriever" if mode == "fused" else f"retriever ({mode} alone)"
+
+    def recommend(
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        *,
+        preferences: Sequence[np.ndarray] | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> Ranked:
+        return self.retriever.recommend(histories, k, preferences=preferences, mode=self.mode, allowed=allowed)
+
+
+class DreamRanker:
+    """Vectors a diffusion prior dreams (or the one its regression baseline predicts), grounded in the catalog."""
+
+    def __init__(
+        self, name: str, model: Prior | RegressionPrior, index: VectorIndex, vectors: np.ndarray, seed: int = 0
+    ) -> None:
+        self.name, self.model, self.index, self.vectors, self.seed = name, model, index, vectors, seed
+
+    def recommend(
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        *,
+        preferences: Sequence[np.ndarray] | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> Ranked:
+        from diffusion.prior import Conditions, Prior
+        from retrieval.grounding import ground
+
+        liking = preferences or [np.ones(len(history), np.float32) for history in histories]
+        conditions = Conditions.from_histories(histories, liking, self.vectors)
+        if isinstance(self.model, Prior):
+            seeds = self.model.sample(conditions, SEEDS, seed=self.seed)  # [B, n, D]
+        else:
+            seeds = self.model.predict(conditions)[:, None]  # [B, 1, D]
+        grounded = [
+            ground(dreamt, None, self.index, k, exclude=history, allowed=allowed)
+            for dreamt, history in zip(seeds, histories, strict=True)
+        ]
+        return np.stack([g.items for g in grounded]), np.stack([g.scores for g in grounded])
