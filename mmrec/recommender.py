@@ -106,7 +106,7 @@ class Recommender:
         """Open a workspace.
 
         Raises:
-            StaleArtifact: if an artifact is absent, damaged, stale or of another catalog; says the command that mends it.
+            StaleArtifact: if an artifact is absent, damaged, stale or of another catalog; it names the mend.
         """
         space = Workspace(workspace)
         recipe_file = space.root / "recipe.yaml"
@@ -457,7 +457,7 @@ class Recommender:
         return (item / (np.linalg.norm(item) + 1e-9)).astype(np.float32)
 
     def map(self) -> np.ndarray:
-        """Where each item lies on a flat map of the catalog, float32 [N, 2]; items added later sit by their neighbour."""
+        """Where each item lies on a flat map, float32 [N, 2]; items added later sit on their nearest neighbour."""
         places = np.load(self.workspace.require("index").path / "map.npy", allow_pickle=False)
         added = self.vectors[len(places) :]
         if len(added):

@@ -237,7 +237,7 @@ def _media(catalog: Catalog, modality: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the encoders made: per modality vectors float32 [N, d], which rows are present bool [N], and the space's name."""
+    """Per modality what its encoder made: vectors float32 [N, d], which rows are present bool [N], and its space."""
 
     vectors: dict[str, np.ndarray]
     present: dict[str, np.ndarray]
@@ -301,9 +301,8 @@ def fuse(workspace: Workspace, recipe: Recipe) -> Built:
                 told[f"item_to_{modality}"] = from_item.held_out
         write_text(folder / "bridges.json", json.dumps(json_able(told), indent=1))
         for name, held_out in told.items():
-            print(
-                f"  bridge {name}: recall@10 {held_out['recall@10']:.2f} on held-out items (chance {held_out['chance']:.3f})"
-            )
+            found, chance = held_out["recall@10"], held_out["chance"]
+            print(f"  bridge {name}: recall@10 {found:.2f} on held-out items (chance {chance:.3f})")
 
     return workspace.build("vectors", inputs, options, write)
 
@@ -415,7 +414,7 @@ def train_prior(workspace: Workspace, recipe: Recipe) -> Built:
 def fit_prior(
     workspace: Workspace, recipe: Recipe, split: Split, seed: int, checkpoints: Path, *, regression: bool = False
 ) -> Any:
-    """Train one prior on the training part, or with ``regression`` its baseline, the same network trained to the mean."""
+    """Train a prior on the training part, or with ``regression`` its baseline: the same network trained to the mean."""
     from diffusion.prior import PriorConfig
     from diffusion.regression import train_regression
     from diffusion.training import train_prior as train
@@ -504,7 +503,7 @@ def index(workspace: Workspace, recipe: Recipe) -> Built:
 
 
 def flat_map(vectors: np.ndarray, seed: int, most: int = 5000) -> np.ndarray:
-    """Where each item lies on a flat map, float32 [N, 2]: t-SNE (van der Maaten & Hinton 2008), PCA for large catalogs."""
+    """Where each item lies on a flat map, float32 [N, 2]: t-SNE (van der Maaten & Hinton 2008), PCA above ``most``."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

@@ -2,7 +2,7 @@
 
 ``workspace/<stage>`` is a symlink to a finished version under ``.versions/``. A stage writes into
 ``.partial/<stage>-<fingerprint>/``, where a killed run leaves its shards and checkpoints for the next one; when it is
-done the folder is renamed and the symlink replaced in one step, so readers see the old artifact or the new one, never half.
+done the folder is renamed and the symlink replaced in one step: readers see the old artifact or the new, never half.
 
 ``artifact.json`` in every version says what it was made from: the fingerprints of its inputs, its options, and a
 SHA-256 per file. A stage whose fingerprint is unchanged is skipped; a stale, foreign or damaged one is refused with the

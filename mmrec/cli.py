@@ -1,0 +1,408 @@
+"""The command line: one command per stage, the questions one asks, and `run` for a whole recipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mmrec.config import Recipe
+    from mmrec.recommender import Item, Recommender
+    from mmrec.workspace import Workspace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pictures, sounds and words, and a log of who liked what: to recommendations, and to what could exist.",
+)
+train = typer.Typer(no_args_is_help=True, help="Train one model of the workspace.")
+app.add_typer(train, name="train")
+
+Folder = Annotated[Path, typer.Option("--workspace", "-w", help="The workspace folder.")]
+Likes = Annotated[list[str] | None, typer.Option("--like", help="An item id that is liked; may be repeated.")]
+Dislikes = Annotated[list[str] | None, typer.Option("--dislike", help="An item id that is disliked; may be repeated.")]
+User = Annotated[str | None, typer.Option("--user", "-u", help="A user of the log.")]
+Count = Annotated[int, typer.Option("-k", min=1, help="How many items.")]
+Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
+HERE = Path("workspace")
+
+
+def main() -> None:
+    """Run the command line; errors a person can mend are shown without a traceback."""
+    from mmrec.errors import MmrecError
+
+    try:
+        app()
+    except (MmrecError, ValueError, KeyError, FileNotFoundError) as error:
+        if os.environ.get("MMREC_TRACEBACK"):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"mmrec: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def ingest(
+    source: Annotated[Path, typer.Argument(help="A folder of media, a CSV/JSONL/Parquet table, or a datasets folder.")],
+    log: Annotated[Path | None, typer.Option("--log", help="Who liked what: a CSV/JSONL/Parquet table.")] = None,
+    workspace: Folder = HERE,
+    media_root: Annotated[Path | None, typer.Option(help="Where the paths of the table start.")] = None,
+    like_at: Annotated[float | None, typer.Option(help="Ratings from here up are likes.")] = None,
+    dislike_at: Annotated[float | None, typer.Option(help="Ratings up to here are dislikes.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="OWN=NAME: your column OWN is the catalog's NAME; may be repeated.")
+    ] = None,
+    log_column: Annotated[list[str] | None, typer.Option(help="The same for the log.")] = None,
+) -> None:
+    """Read a catalog and a log into a workspace; what is broken is set aside with its reason."""
+    from mmrec import stages
+    from mmrec.config import Recipe, Source
+    from mmrec.workspace import Workspace
+
+    space = Workspace(workspace)
+    file = workspace / "recipe.yaml"
+    recipe = Recipe.load(file) if file.is_file() else Recipe(name=workspace.resolve().name)
+    recipe.source = Source(
+        catalog=source.resolve(),
+        log=log.resolve() if log else None,
+        media_root=media_root.resolve() if media_root else None,
+        columns=_pairs(column),
+        log_columns=_pairs(log_column),
+        like_at=like_at,
+        dislike_at=dislike_at,
+    )
+    _done("ingest", any(built for _, built in stages.ingest(space, recipe)))
+    recipe.save(file)
+
+
+@app.command()
+def embed(
+    workspace: Folder = HERE,
+    text: Annotated[str | None, typer.Option(help="Encoder of words.")] = None,
+    image: Annotated[str | None, typer.Option(help="Encoder of pictures.")] = None,
+    audio: Annotated[str | None, typer.Option(help="Encoder of sounds.")] = None,
+) -> None:
+    """Encode words, pictures and sounds, and fuse them into one vector per item."""
+    from mmrec import stages
+
+    space, recipe = _open(workspace)
+    for modality, name in (("text", text), ("image", image), ("audio", audio)):
+        if name is not None:
+            setattr(recipe.encoders, modality, None if name == "none" else name)
+    recipe.save(workspace / "recipe.yaml")
+    _done("embed", stages.embed(space, recipe)[1])
+    _done("fuse", stages.fuse(space, recipe)[1])
+
+
+@app.command()
+def tokenize(
+    workspace: Folder = HERE,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Which item tokenizer.")] = None,
+) -> None:
+    """Quantise item vectors into semantic IDs, no two items on one."""
+    from mmrec import stages
+
+    space, recipe = _open(workspace)
+    if tokenizer is not None:
+        recipe.tokenizer = {**recipe.tokenizer, "name": tokenizer}
+        recipe.save(workspace / "recipe.yaml")
+    _done("tokenize", stages.tokenize(space, recipe)[1])
+
+
+@train.command("retriever")
+def train_retriever(workspace: Folder = HERE) -> None:
+    """The sequence model that spells the semantic ID of the next item."""
+    from mmrec import stages
+
+    _done("train retriever", stages.train_retriever(*_open(workspace))[1])
+
+
+@train.command("prior")
+def train_prior(workspace: Folder = HERE) -> None:
+    """The diffusion prior that dreams vectors a person would love."""
+    from mmrec import stages
+
+    _done("train prior", stages.train_prior(*_open(workspace))[1])
+
+
+@train.command("decoder")
+def train_decoder(workspace: Folder = HERE) -> None:
+    """A picture decoder of one's own, trained on this catalog instead of the shipped one."""
+    from mmrec import stages
+
+    _done("train decoder", stages.train_decoder(*_open(workspace))[1])
+
+
+@app.command()
+def index(
+    workspace: Folder = HERE,
+    factory: Annotated[str | None, typer.Option(help="A FAISS factory string, as Flat or HNSW32.")] = None,
+) -> None:
+    """Build the FAISS index and the map of the catalog."""
+    from mmrec import stages
+
+    space, recipe = _open(workspace)
+    if factory is not None:
+        recipe.index = factory
+        recipe.save(workspace / "recipe.yaml")
+    _done("index", stages.index(space, recipe)[1])
+
+
+@app.command()
+def add(
+    source: Annotated[Path | None, typer.Argument(help="New items: a folder or a table, as for ingest.")] = None,
+    workspace: Folder = HERE,
+) -> None:
+    """Make new items recommendable at once, with nothing trained again."""
+    from mmrec import stages
+
+    space, recipe = _open(workspace)
+    _done("add", stages.add(space, recipe, source.resolve() if source else None)[1])
+
+
+@app.command()
+def recommend(
+    workspace: Folder = HERE,
+    user: User = None,
+    like: Likes = None,
+    dislike: Dislikes = None,
+    k: Count = 10,
+    mode: Annotated[str, typer.Option(help="fused, dense or codes (beam search over semantic IDs alone).")] = "fused",
+    text: Annotated[str, typer.Option(help="What it should be like, in words.")] = "",
+    exploration: Annotated[float, typer.Option(min=0, help="0 is the best guess, 1 adventurous.")] = 0.0,
+    allowed: Annotated[Path | None, typer.Option(help="A file with one item id a line: only these.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """What exists for a person: the items they will want next."""
+    permitted = allowed.read_text(encoding="utf-8").split() if allowed else None
+    items = _recommender(workspace).recommend(
+        user,
+        likes=like or (),
+        dislikes=dislike or (),
+        k=k,
+        mode=mode,  # type: ignore[arg-type]
+        allowed=permitted,
+        text=text,
+        exploration=exploration,
+        seed=seed,
+    )
+    _table("Recommended", items)
+
+
+@app.command()
+def imagine(
+    workspace: Folder = HERE,
+    user: User = None,
+    like: Likes = None,
+    dislike: Dislikes = None,
+    text: Annotated[str, typer.Option(help="Steer toward these words.")] = "",
+    image: Annotated[Path | None, typer.Option(help="Steer toward this picture.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="Steer toward this sound.")] = None,
+    avoid: Annotated[str, typer.Option(help="Keep away from these words.")] = "",
+    n: Annotated[int, typer.Option("-n", min=1, help="How many dreams.")] = 6,
+    k: Count = 10,
+    steps: Annotated[int, typer.Option(min=1, max=16, help="Network evaluations along the path.")] = 8,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is safe, 1 the model's own, above 1 wilder.")] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Also make the dreams: pictures and music into this folder.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """What could exist for a person: dreams, how new they are, and the real items nearest to them."""
+    from mmrec import Dials
+
+    recommender = _recommender(workspace)
+    imagined = recommender.imagine(
+        user,
+        likes=like or (),
+        dislikes=dislike or (),
+        text=text,
+        image=image,
+        audio=audio,
+        avoid=avoid,
+        n=n,
+        k=k,
+        steps=steps,
+        dials=Dials(temperature=temperature),
+        seed=seed,
+    )
+    rows = [
+        (str(i), dream.medium, f"{dream.novelty:.2f}", ", ".join(item.title for item in dream.items[:3]))
+        for i, dream in enumerate(imagined.dreams)
+    ]
+    _print_table("Dreams (novelty: 0 lies on an item, 1 beyond all)", ("", "made as", "novelty", "nearest items"), rows)
+    _table("Real items that ground them", imagined.items)
+    if out is not None:
+        from mmrec.generation import save
+
+        out.mkdir(parents=True, exist_ok=True)
+        made = recommender.create(imagined.dreams, likes=like or (), dislikes=dislike or (), seed=seed)
+        for number, creation in enumerate(made):
+            print(save(creation, out / f"dream-{number:02d}", {"seed": seed, "text": text, "avoid": avoid}))
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="Words.")] = "",
+    workspace: Folder = HERE,
+    image: Annotated[Path | None, typer.Option(help="A picture instead of words.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="A sound instead of words.")] = None,
+    k: Count = 10,
+) -> None:
+    """Items nearest to words, a picture or a sound."""
+    _table("Found", _recommender(workspace).search(text, image=image, audio=audio, k=k))
+
+
+@app.command()
+def generate(
+    what: Annotated[str, typer.Argument(help="images or music.")],
+    workspace: Folder = HERE,
+    users: Annotated[str, typer.Option(help="User ids with commas between, a file with one a line, or all.")] = "all",
+    per_user: Annotated[int, typer.Option(min=1, help="How many for each.")] = 4,
+    text: Annotated[str, typer.Option(help="Steer toward these words.")] = "",
+    avoid: Annotated[str, typer.Option(help="Keep away from these words.")] = "",
+    steps: Annotated[int, typer.Option(min=1, max=16)] = 8,
+    out: Annotated[Path, typer.Option(help="Where to; a killed job goes on there.")] = Path("generated"),
+    seed: Seed = 0,
+) -> None:
+    """Make pictures or music for many people; resumable."""
+    from mmrec.errors import MmrecError
+    from mmrec.generation import generate as make
+
+    if what not in ("images", "music"):
+        raise MmrecError(f"generate makes images or music, not {what!r}", mend="mmrec generate images")
+    recommender = _recommender(workspace)
+    if users == "all":
+        people = recommender.histories.user_ids
+    elif Path(users).is_file():
+        people = Path(users).read_text(encoding="utf-8").split()
+    else:
+        people = users.split(",")
+    medium: Any = "image" if what == "images" else "audio"
+    manifest = make(recommender, medium, people, out, per_user=per_user, text=text, avoid=avoid, steps=steps, seed=seed)
+    print(manifest)
+
+
+@app.command()
+def evaluate(
+    workspace: Folder = HERE,
+    seeds: Annotated[str | None, typer.Option(help="Seeds with commas between, as 0,1,2.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Also write the numbers as records into this folder.")] = None,
+) -> None:
+    """Measure every recommender and every baseline on the test part, in one table."""
+    from mmrec.evaluation import stage
+
+    space, recipe = _open(workspace)
+    if seeds is not None:
+        recipe.evaluation.seeds = [int(seed) for seed in seeds.split(",")]
+        recipe.save(workspace / "recipe.yaml")
+    _done("evaluate", stage.evaluate(space, recipe)[1])
+    _report(space, recipe, record)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe; without one, the workspace's own.")] = None,
+    workspace: Annotated[Path | None, typer.Option("--workspace", "-w", help="Default: workspaces/<recipe>.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Also write the numbers as records into this folder.")] = None,
+) -> None:
+    """Run every stage of a recipe that is stale, and print its evaluation."""
+    from mmrec import stages
+    from mmrec.config import Recipe
+    from mmrec.workspace import Workspace
+
+    if recipe is None:
+        space, loaded = _open(workspace or HERE)
+    else:
+        loaded = Recipe.load(recipe)
+        space = Workspace(workspace or Path("workspaces") / loaded.name)
+    stages.run(space, loaded)
+    if stages.has_log(space):
+        _report(space, loaded, record)
+
+
+@app.command("app")
+def serve(
+    workspace: Folder = HERE,
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
+    host: Annotated[str, typer.Option(help="Address to listen on; only this machine by default.")] = "127.0.0.1",
+) -> None:
+    """Serve the demo app; it listens on this machine only unless told otherwise."""
+    import importlib.util
+
+    _open(workspace)
+    found = importlib.util.find_spec("apps")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    page = Path(found.submodule_search_locations[0]) / "app.py"
+    print(f"mmrec app: http://{host}:{port}", flush=True)
+    options = {
+        "server.address": host,
+        "server.port": port,
+        "server.headless": "true",
+        "browser.gatherUsageStats": "false",
+        "server.fileWatcherType": "none",
+        "server.maxUploadSize": 20,
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "streamlit", "run", str(page), *flags, "--", "--workspace", str(workspace)]
+    os.execv(sys.executable, command)
+
+
+def _open(workspace: Path) -> tuple[Workspace, Recipe]:
+    from mmrec.config import Recipe
+    from mmrec.errors import MmrecError
+    from mmrec.workspace import Workspace
+
+    if not (workspace / "recipe.yaml").is_file():
+        raise MmrecError(f"{workspace} is no workspace", mend=f"mmrec ingest SOURCE --log LOG -w {workspace}")
+    return Workspace(workspace), Recipe.load(workspace / "recipe.yaml")
+
+
+def _recommender(workspace: Path) -> Recommender:
+    from mmrec import Recommender
+
+    return Recommender.load(workspace)
+
+
+def _report(workspace: Workspace, recipe: Recipe, record: Path | None) -> None:
+    from mmrec.evaluation import stage
+
+    stage.show(workspace, recipe)
+    if record is not None:
+        print(f"  records: {stage.record(workspace, recipe, record)}")
+
+
+def _pairs(given: list[str] | None) -> dict[str, str]:
+    from mmrec.errors import MmrecError
+
+    for pair in given or ():
+        if "=" not in pair:
+            raise MmrecError(f"{pair!r} names no column", mend="--column OWN=NAME, as --column sku=id")
+    return dict(pair.split("=", 1) for pair in given or ())
+
+
+def _done(stage: str, built: bool) -> None:
+    print(f"{stage}: {'done' if built else 'fresh, nothing to do'}")
+
+
+def _table(title: str, items: list[Item]) -> None:
+    rows = [
+        (str(place), item.item_id, item.title, f"{item.score:.3f}", "-".join(map(str, item.code)), item.reason)
+        for place, item in enumerate(items, 1)
+    ]
+    _print_table(title, ("", "item", "title", "score", "semantic ID", "why"), rows)
+
+
+def _print_table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
