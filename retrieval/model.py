@@ -85,7 +85,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
         self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         people, steps, dim = x.shape
@@ -121,15 +121,12 @@ class DepthDecoder(nn.Module):
     Its state [..., d] is h plus the embeddings of the codes spelled so far; each level has its own MLP.
     """
 
-    def __init__(self, dim: int, sizes: Sequence[int], dropout: float) -> None:
+    def __init__(self, dim: int, sizes: Sequence[int]) -> None:
         super().__init__()
         self.sizes = tuple(sizes)
         self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for size in sizes[:-1])
         self.mlps = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)
-            )
-            for _ in sizes
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)) for _ in sizes
         )
         self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, size)) for size in sizes)
         for embedding in self.embeddings:
@@ -168,7 +165,7 @@ class SequenceModel(nn.Module):
         self.sizes = tuple(int(size) for size in sizes)
         self.tower = ItemTower(config.dim, vectors, codes, self.sizes, seen)
         self.backbone = Backbone(config)
-        self.decoder = DepthDecoder(config.dim, self.sizes, config.dropout) if self.sizes else None
+        self.decoder = DepthDecoder(config.dim, self.sizes) if self.sizes else None
 
     @property
     def items(self) -> int:
@@ -186,7 +183,7 @@ class SequenceModel(nn.Module):
         return self.backbone(x)
 
     def forward(self, sequences: Tensor, negatives: Tensor | None) -> Tensor:
-        """The training loss of sequences int64 [B, T], padded with -1 at the end: each item predicted from those before.
+        """The training loss of sequences int64 [B, T], -1 padded at the end: each item predicted from those before.
 
         negatives: int64 [M] drawn uniformly, shared by all positions, for a sampled softmax; None for the full softmax.
         """
@@ -207,6 +204,7 @@ class SequenceModel(nn.Module):
         else:
             loss = sampled_softmax(h, embeddings, target, shared, self.items)
         if self.decoder is not None:
+            h = F.dropout(h, self.config.dropout, self.training)
             codes = self.tower.codes[sequences[real]]  # [P, L]
             loss = loss - self.config.code_weight * self.decoder.log_probs(h, codes).sum(dim=-1).mean()
         return loss

@@ -62,7 +62,7 @@ def rank(
     allowed: np.ndarray | None = None,
     hidden: Sequence[np.ndarray] | None = None,
 ) -> Ranked:
-    """The k best columns of `scores` [B, N] per row, none but those `allowed` [N] and not `hidden` (an array per row)."""
+    """The k best of `scores` [B, N] per row, none but those `allowed` [N] and not `hidden` (an array per row)."""
     people, items = scores.shape
     scores = np.array(scores, dtype=np.float64)
     if allowed is not None:

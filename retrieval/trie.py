@@ -52,7 +52,7 @@ class Trie:
     def reachable(
         self, allowed: np.ndarray | None = None, hidden: Sequence[np.ndarray] | None = None
     ) -> list[torch.Tensor]:
-        """Which nodes lead to an item that may be returned: bool [B, nodes] per level 1..L, or [1, nodes] for everybody.
+        """Which nodes lead to a permitted item: bool [B, nodes] per level 1..L, or [1, nodes] for everybody.
 
         allowed: bool [N]. hidden: item indices per person, B arrays. Counted from the items up: a node is dead for a
         person once all the allowed items under it are hidden from that person.

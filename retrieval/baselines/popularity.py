@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retrieval.baselines.base import popularity
-from retrieval.ranking import Ranked, check_allowed, check_histories, rank
+from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, rank
 
 
 class Popularity:
@@ -32,6 +32,7 @@ class Popularity:
         hide_history: bool = True,
     ) -> Ranked:
         histories = check_histories(histories, len(self.counts))
+        liked_part(histories, preferences)  # for its checks: everybody gets the same list
         scores = np.broadcast_to(self.counts, (len(histories), len(self.counts)))
         allowed = check_allowed(allowed, len(self.counts))
         return rank(scores, k, allowed=allowed, hidden=histories if hide_history else None)

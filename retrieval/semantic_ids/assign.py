@@ -10,12 +10,13 @@ distance between the item's vector and what the ID stands for, `reconstruct(code
 - Where more items share a prefix than it has free last codes, the assignment keeps the set that is cheapest to keep.
   Each item left over moves to the nearest prefix with room: first among those that differ in the last of the L codes
   only, then in the last two, and so on, the item that loses least first.
-- Only where all those are full does the further level grow, and only for a first assignment: a model has been trained
-  on the sizes of `taken`.
+- The further level starts with room for twice the catalog. It grows further only where all prefixes near a crowd are
+  full, and only in a first assignment: a model has been trained on the sizes of `taken`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import numpy as np
@@ -24,7 +25,7 @@ from retrieval.semantic_ids.base import ItemTokenizer, SemanticIds
 from retrieval.semantic_ids.kmeans import kmeans, nearest
 from retrieval.semantic_ids.residual_kmeans import ITEMS_PER_CODE
 
-LAST_SIZE = 256
+LAST_SIZES = (16, 256)  # for small and for large catalogs
 MAX_PREFIXES = 1 << 17  # prefixes weighed at once when items have to move
 
 Prefix = tuple[int, ...]
@@ -62,7 +63,9 @@ def assign_unique(
             )
         return _Assignment(codes, vectors, tokenizer, taken.last_codebook, taken).run()
     residuals = vectors - tokenizer.reconstruct(codes)
-    size = max(1, min(LAST_SIZE, len(vectors) // ITEMS_PER_CODE))
+    size = min(LAST_SIZES[1], max(LAST_SIZES[0], len(vectors) // ITEMS_PER_CODE))
+    while size * math.prod(tokenizer.sizes) < 2 * len(vectors):  # leave room for as many new items
+        size *= 2
     while True:
         centroids = kmeans(residuals, size, seed + len(tokenizer.sizes)) if len(vectors) else residuals[:0]
         last_codebook = np.resize(centroids, (size, vectors.shape[1]))  # repeats where too few differ
@@ -129,7 +132,7 @@ class _Assignment:
         sizes = self.tokenizer.sizes
         for freed in range(1, len(sizes) + 1):
             tail = sizes[len(sizes) - freed :]
-            if np.prod(tail) > MAX_PREFIXES:
+            if math.prod(tail) > MAX_PREFIXES:
                 break
             tails = np.indices(tail).reshape(freed, -1).T  # [prefixes, freed]
             heads = np.broadcast_to(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 POINTS_PER_CENTROID = 256  # more do not move the centroids noticeably
@@ -20,6 +22,7 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray, chunk: int = 65536) -> n
 def kmeans(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Centroids float32 [k', D] by k-means++ and Lloyd; k' < k only where there are fewer distinct vectors."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     points = np.asarray(vectors, dtype=np.float32)
     if len(points) > k * POINTS_PER_CENTROID:
@@ -28,6 +31,8 @@ def kmeans(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
     k = min(k, len(np.unique(points, axis=0)))
     if k == 1:
         return points.mean(axis=0, keepdims=True)
-    fitted = KMeans(k, n_init=1, max_iter=50, random_state=seed).fit(points)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters than asked for: dropped below
+        fitted = KMeans(k, n_init=1, max_iter=50, random_state=seed).fit(points)
     centroids = fitted.cluster_centers_.astype(np.float32)
     return centroids[np.unique(nearest(points, centroids))]

@@ -1,0 +1,143 @@
+"""Beam search against brute force, equal to the last rank."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from retrieval.decode import beam_search, score_items
+from retrieval.model import DepthDecoder
+from retrieval.trie import Trie
+
+SIZES = (5, 4, 3, 4)
+
+
+def catalog(items: int, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).choice(np.prod(SIZES), items, replace=False)
+    return np.stack(np.unravel_index(rows, SIZES), axis=1).astype(np.int64)
+
+
+def decoder(seed: int = 0) -> DepthDecoder:
+    torch.manual_seed(seed)
+    return DepthDecoder(8, SIZES).double().eval()
+
+
+def brute_force(model: DepthDecoder, h: torch.Tensor, codes: np.ndarray, permitted: np.ndarray) -> list[np.ndarray]:
+    """Every permitted item by summed log-probability, ties by index: one array of items per person."""
+    scores = score_items(model, h, torch.from_numpy(codes)).numpy()
+    return [
+        np.array(sorted(np.flatnonzero(keep), key=lambda i, row=row: (-row[i], i)), dtype=np.int64)
+        for row, keep in zip(scores, permitted, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_beam_over_everything_ranks_like_brute_force(seed: int) -> None:
+    codes, model = catalog(130, seed), decoder(seed)
+    trie = Trie(codes, SIZES)
+    h = torch.randn(6, 8, dtype=torch.float64)
+    items, scores = beam_search(model, h, trie, trie.reachable(), k=130, beam=130)
+    expected = brute_force(model, h, codes, np.ones((6, 130), bool))
+    np.testing.assert_array_equal(items.numpy(), np.stack(expected))
+    reference = score_items(model, h, torch.from_numpy(codes))
+    torch.testing.assert_close(scores, reference.gather(1, items))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_an_allow_list_and_hidden_items_too(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    codes, model = catalog(130, seed), decoder(seed)
+    trie = Trie(codes, SIZES)
+    h = torch.randn(5, 8, dtype=torch.float64)
+    allowed = random.random(130) < 0.3
+    hidden = [random.integers(130, size=n) for n in (0, 3, 40, 200, 500)]
+    permitted = np.repeat(allowed[None], 5, axis=0)
+    for row, history in enumerate(hidden):
+        permitted[row, history] = False
+    items, scores = beam_search(model, h, trie, trie.reachable(allowed, hidden), k=130, beam=130)
+    for row, expected in enumerate(brute_force(model, h, codes, permitted)):
+        np.testing.assert_array_equal(items[row, : len(expected)], expected)
+        assert (items[row, len(expected) :] == -1).all()
+        assert torch.isinf(scores[row, len(expected) :]).all()
+
+
+def test_ties_go_to_the_lower_item() -> None:
+    codes, model = catalog(60), decoder()
+    for parameter in model.parameters():
+        parameter.data.zero_()  # every code is equally likely
+    trie = Trie(codes, SIZES)
+    items, _ = beam_search(model, torch.zeros(1, 8, dtype=torch.float64), trie, trie.reachable(), k=60, beam=60)
+    np.testing.assert_array_equal(items[0], np.arange(60))
+
+
+@pytest.mark.parametrize("beam", [1, 3, 10])
+def test_a_narrow_beam_still_fills_the_list(beam: int) -> None:
+    codes, model = catalog(130), decoder()
+    trie = Trie(codes, SIZES)
+    h = torch.randn(8, 8, dtype=torch.float64) * 5
+    allowed = np.zeros(130, bool)
+    allowed[np.random.default_rng(0).choice(130, 25, replace=False)] = True
+    hidden = [np.flatnonzero(allowed)[:5]] * 8
+    items, scores = beam_search(model, h, trie, trie.reachable(allowed, hidden), k=20, beam=beam)
+    for row in items.numpy():
+        assert set(row) == set(np.flatnonzero(allowed)[5:])  # exactly the twenty that are left, each once
+    assert (scores[:, 1:] <= scores[:, :-1]).all()
+
+
+def test_a_wider_beam_never_finds_less() -> None:
+    codes, model = catalog(200), decoder()
+    trie = Trie(codes, SIZES)
+    h = torch.randn(10, 8, dtype=torch.float64) * 3
+    totals = [beam_search(model, h, trie, trie.reachable(), 5, beam)[1].sum() for beam in (5, 20, 200)]
+    assert totals[0] <= totals[1] + 1e-9
+    assert totals[1] <= totals[2] + 1e-9
+
+
+def test_single_precision_scores_agree_with_brute_force() -> None:
+    codes, model = catalog(130), decoder().float()
+    trie = Trie(codes, SIZES)
+    h = torch.randn(6, 8)
+    items, scores = beam_search(model, h, trie, trie.reachable(), k=130, beam=130)
+    reference = score_items(model, h, torch.from_numpy(codes))
+    torch.testing.assert_close(scores, reference.gather(1, items), atol=1e-5, rtol=1e-5)
+
+
+def test_trie_leads_every_code_to_its_item_and_nowhere_else() -> None:
+    codes = catalog(100)
+    trie = Trie(codes, SIZES)
+    known = {tuple(code): item for item, code in enumerate(codes.tolist())}
+    for code in np.ndindex(*SIZES):
+        node = 0
+        for level, c in enumerate(code):
+            node = int(trie.children[level][node, c])
+            if node < 0:
+                break
+        assert node == known.get(code, -1)
+
+
+def test_nothing_permitted_is_an_empty_list() -> None:
+    codes, model = catalog(20), decoder()
+    trie = Trie(codes, SIZES)
+    h = torch.zeros(2, 8, dtype=torch.float64)
+    reachable = trie.reachable(np.zeros(20, bool))
+    items, scores = beam_search(model, h, trie, reachable, 3, 10)
+    assert (items == -1).all()
+    assert torch.isinf(scores).all()
+
+
+def test_a_hundred_thousand_items_build_and_mask_fast() -> None:
+    random = np.random.default_rng(0)
+    codes = np.unique(random.integers(256, size=(100_000, 4)), axis=0)
+    start = time.process_time()
+    trie = Trie(codes, (256,) * 4)
+    reachable = trie.reachable(random.random(len(codes)) < 0.5, [random.integers(len(codes), size=50)] * 16)
+    assert time.process_time() - start < 5  # about half a second on an idle core
+    assert [len(mask[0]) for mask in reachable] == [trie.nodes(level) for level in (1, 2, 3, 4)]
+
+
+def test_shared_ids_are_refused() -> None:
+    with pytest.raises(ValueError, match="share a semantic ID"):
+        Trie(np.array([[0, 0], [0, 0]]), (2, 2))
