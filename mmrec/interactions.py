@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 DISLIKING = {"dislike", "disliked", "thumbs_down", "downvote", "skip", "skipped", "hide", "hidden", "block", "blocked",
              "report", "not_interested", "unlike", "return", "returned", "remove", "removed"}  # fmt: skip
 INDIFFERENT = {"impression", "shown", "exposure", "exposed", "ignore", "ignored", "neutral"}
-SCALES = ((0, 1), (-1, 1), (1, 5), (0.5, 5), (0, 5), (1, 7), (0, 7), (1, 10), (0, 10), (0, 100))  # tried in order
+SCALES = {  # lowest and highest rating -> liked from, disliked to; the first that the ratings fit is taken
+    (0, 1): (0.75, 0.25), (-1, 1): (0.5, -0.5), (0, 5): (4, 2), (0, 7): (6, 2), (0, 10): (8, 3), (0, 100): (75, 25),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -221,8 +223,8 @@ def ingest_interactions(
     `item`, `time`, `rating` and `behaviour`. Without times the order of the rows is the order of the events.
 
     Preference: a rating >= `like_at` is +1, one <= `dislike_at` is -1, any other 0. What is not given is chosen by the
-    scale that the ratings fit: its upper quarter is liked and its lower quarter disliked (on 1..5, like from 4 and
-    dislike to 2), while ratings of -1, 0 and 1 are taken as they are. Without a rating the behaviour decides: the
+    first of `SCALES` that the ratings fit (up to 5 stars: like from 4, dislike to 2), while ratings of -1, 0 and 1 are
+    taken as they are. Without a rating the behaviour decides: the
     words in `DISLIKING` are -1, those in `INDIFFERENT` 0, all others +1, as is an event that says no more than that
     it happened. What was chosen stands in the report.
 
@@ -308,29 +310,33 @@ def _thresholds(
     low, high = float(rated.min()), float(rated.max())
     if like_at is None and dislike_at is None and set(np.unique(rated)) <= {-1.0, 0.0, 1.0}:
         return 1.0, -1.0, "Ratings of -1, 0 and 1 are taken as dislike, neither and like."
-    scale: tuple[float, float] | None = next(((a, b) for a, b in SCALES if a <= low and high <= b), None)
-    if scale is None and low < 0:
-        scale = (-max(-low, high), max(-low, high))
-    if scale is None and like_at is None:
-        raise InteractionsError(
-            f"The ratings of {source} go from {low:g} to {high:g}, and what of that is a like cannot be told.",
-            mend="Say from which rating on an item is liked: --like-at, and up to which it is disliked: --dislike-at.",
-        )
-    if scale:
-        quarter = (scale[1] - scale[0]) / 4
-        like_at = scale[1] - quarter if like_at is None else like_at
-        dislike_at = scale[0] + quarter if dislike_at is None else dislike_at
-    likes, dislikes = (
-        float(like_at if like_at is not None else np.inf),
-        float(dislike_at if dislike_at is not None else -np.inf),
-    )
+    likes, dislikes, scale = np.inf, -np.inf, ""
+    for (lowest, highest), chosen in SCALES.items():
+        if lowest <= low and high <= highest:
+            (likes, dislikes), scale = chosen, f" on a scale of {lowest} to {highest}"
+            break
+    else:
+        if low < 0:  # as much below zero as above it
+            likes, dislikes = max(-low, high) / 2, -max(-low, high) / 2
+        elif like_at is None:
+            raise InteractionsError(
+                f"The ratings of {source} go from {low:g} to {high:g}, and what of that is a like cannot be told.",
+                mend="Say from which rating on an item is liked, --like-at, and up to which disliked, --dislike-at.",
+            )
+    likes = likes if like_at is None else like_at
+    dislikes = dislikes if dislike_at is None else dislike_at
+    if dislike_at is None and dislikes >= likes:
+        dislikes = -np.inf
     if dislikes >= likes:
         raise InteractionsError(
             f"A rating cannot be liked from {likes:g} on and disliked up to {dislikes:g}.",
             mend="Give --dislike-at below --like-at.",
         )
-    on = f" on a scale of {scale[0]:g} to {scale[1]:g}" if scale else ""
-    return likes, dislikes, f"Ratings >= {likes:g} are likes, <= {dislikes:g} dislikes{on} (seen: {low:g} to {high:g})."
+    return (
+        likes,
+        dislikes,
+        f"Ratings >= {likes:g} are likes, <= {dislikes:g} dislikes{scale}; seen: {low:g} to {high:g}.",
+    )
 
 
 def _preferences(events: pd.DataFrame, like_at: float, dislike_at: float) -> np.ndarray:

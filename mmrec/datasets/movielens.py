@@ -154,7 +154,11 @@ def _atomic(archive: dict[str, str], name: str) -> tuple[list[dict[str, Any]], A
         tables[file] = frame.rename(columns=lambda column: column.split(":")[0])
     films = tables["ml-100k.item"]
     items = [
-        _film(row["item_id"], f"{row['movie_title']} ({row['release_year']})", row["class"].split())
+        _film(
+            row["item_id"],
+            row["movie_title"] + f" ({row['release_year']})" * bool(row["release_year"]),
+            row["class"].split(),
+        )
         for row in films.to_dict("records")
     ]
     return items, tables["ml-100k.inter"].rename(columns={"user_id": "user", "item_id": "item", "timestamp": "time"})[

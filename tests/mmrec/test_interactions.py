@@ -146,6 +146,8 @@ def test_what_is_no_log_says_so(tmp_path: Path, name: str) -> None:
         ([3, 4, 5, 5, 5], [0, 1, 1, 1, 1]),
         ([0.5, 1.5, 3.5, 4, 5], [-1, -1, 0, 1, 1]),
         ([1, 3, 5, 8, 10], [-1, -1, 0, 1, 1]),
+        ([0.5, 2, 2.5, 4, 5], [-1, -1, 0, 1, 1]),
+        ([1, 2, 4, 6, 7], [-1, -1, 0, 1, 1]),
         ([10, 25, 50, 75, 100], [-1, -1, 0, 1, 1]),
         ([-1, 0, 1, 1, 1], [-1, 0, 1, 1, 1]),
         ([0, 1, 1, 0, 1], [0, 1, 1, 0, 1]),
@@ -168,6 +170,9 @@ def test_thresholds_can_be_given_and_must_be_where_the_scale_is_unknown(tmp_path
     assert kept(tmp_path / "out")["preference"].tolist() == [0, 1, 1]
     ingest_interactions(log, tmp_path / "out", ITEMS, like_at=20, dislike_at=3)
     assert kept(tmp_path / "out")["preference"].tolist() == [-1, 1, 1]
+    stars = write(tmp_path / "stars.csv", "user,item,rating\nu,a,1\nu,b,2\nu,c,5\n")
+    ingest_interactions(stars, tmp_path / "out", ITEMS, like_at=2)  # the dislikes of the scale give way
+    assert kept(tmp_path / "out")["preference"].tolist() == [0, 1, 1]
     with pytest.raises(InteractionsError, match="--dislike-at below"):
         ingest_interactions(log, tmp_path / "out", ITEMS, like_at=3, dislike_at=20)
 
