@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BASELINES = ("popularity", "item-kNN", "mean of history")
+BASELINES = ("popularity", "item_knn", "mean_history")
 SIGNIFICANT = 0.05
 
 

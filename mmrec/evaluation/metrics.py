@@ -137,8 +137,7 @@ def base_name(metric: str) -> str:
 
 def hits(items: np.ndarray, targets: Ragged) -> np.ndarray:
     """Bool [B, k]: is the item at this place one of the person's targets?"""
-    users = np.repeat(np.arange(len(targets)), [len(t) for t in targets])
-    flat = np.concatenate([np.asarray(t, dtype=np.int64) for t in targets] or [np.empty(0, np.int64)])
+    users, flat = _flat(targets)
     width = int(max(items.max(initial=0), flat.max(initial=0))) + 1
     keys = np.arange(len(items))[:, None] * width + items  # [B, k]
     return np.isin(keys, users * width + flat) & (items >= 0)
@@ -178,8 +177,8 @@ def coverage(items: np.ndarray, n_items: int, k: int) -> float:
 
 def item_counts(histories: Ragged, n_items: int) -> np.ndarray:
     """Int64 [N]: how many people used each item at least once."""
-    used = [np.unique(history) for history in histories]
-    return np.bincount(np.concatenate(used) if used else np.empty(0, np.int64), minlength=n_items)
+    _, used = _flat(histories, once=True)
+    return np.bincount(used, minlength=n_items)
 
 
 def popularity_percentile(counts: np.ndarray) -> np.ndarray:
@@ -199,7 +198,9 @@ def popularity(items: np.ndarray, percentile: np.ndarray, k: int) -> np.ndarray:
 def popularity_lift(items: np.ndarray, histories: Ragged, percentile: np.ndarray, k: int) -> np.ndarray:
     """Popularity percentile of the list minus that of the person's history: the popularity lift of Abdollahpouri et al.
     2020 as a difference of percentiles. In [-1, 1], the nearer to zero the better."""
-    own = np.array([percentile[history].mean() if len(history) else np.nan for history in histories])
+    users, flat = _flat(histories)
+    total = np.bincount(users, weights=percentile[flat], minlength=len(histories))
+    own = _over(total, np.bincount(users, minlength=len(histories)))
     return popularity(items, percentile, k) - own
 
 
@@ -233,8 +234,7 @@ def taste_clusters(vectors: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 def taste_mix(lists: Ragged, clusters: np.ndarray) -> np.ndarray:
     """Float64 [B, C]: how each list (or history) is spread over the clusters; NaN for empty ones. -1 is skipped."""
-    users = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
-    flat = np.concatenate([np.asarray(items, dtype=np.int64) for items in lists] or [np.empty(0, np.int64)])
+    users, flat = _flat(lists)
     n = int(clusters.max(initial=0)) + 1
     keys = users[flat >= 0] * n + clusters[flat[flat >= 0]]
     mix = np.bincount(keys, minlength=len(lists) * n).reshape(len(lists), n).astype(np.float64)  # [B, C]
@@ -280,8 +280,8 @@ def bootstrap_interval(
     Returns (low, high), each of shape [] or [m].
     """
     columns = values.reshape(len(values), -1).astype(np.float64)  # [n, m]
-    known = ~np.isnan(columns)
-    filled = np.where(known, columns, 0.0)
+    known = (~np.isnan(columns)).astype(np.float64)
+    filled = np.nan_to_num(columns)
     rng = np.random.default_rng(seed)
     means = np.empty((resamples, columns.shape[1]))
     for row in range(resamples):
@@ -314,8 +314,19 @@ def paired_permutation(a: np.ndarray, b: np.ndarray, seed: int, *, permutations:
     return (extreme + 1) / (permutations + 1)
 
 
+def _flat(lists: Ragged, *, once: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(person, item) of every entry, two int64 arrays; `once` drops a person's repeats."""
+    users = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
+    flat = np.concatenate([np.asarray(items, dtype=np.int64) for items in lists] or [np.empty(0, np.int64)])
+    if not once or not len(flat):
+        return users, flat
+    width = int(flat.max()) + 1
+    return np.divmod(np.unique(users * width + flat), width)
+
+
 def _sizes(targets: Ragged) -> np.ndarray:
-    return np.array([len(np.unique(t)) for t in targets], dtype=np.int64)
+    users, _ = _flat(targets, once=True)
+    return np.bincount(users, minlength=len(targets))
 
 
 def _over(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ def render_html(
     k = 10 if 10 in ks or not ks else ks[0]
     sections = [_header(tidy, about), _verdicts(verdicts)]
     sections.append(
-        _section("The table", f"{_html_table(_wide(tidy, k), about)}<p class=fine>{_interval_note(frame)}</p>")
+        _section("The table", f"{_html_table(_wide(tidy, k), about)}<p class=fine>{_note(frame, about)}</p>")
     )
     bars = [_figure(_bars(tidy, f"{m}@{k}", about), f"{m}@{k}") for m in PLOTTED if f"{m}@{k}" in set(tidy["metric"])]
     sections.append(_section("Metric by metric", f"<div class=grid>{''.join(bars)}</div>"))
@@ -241,10 +241,13 @@ def _html_table(wide: pd.DataFrame, about: About) -> str:
     )
 
 
-def _interval_note(frame: pd.DataFrame) -> str:
+def _note(frame: pd.DataFrame, about: About) -> str:
     if "mean" in frame:
         return "Best bold, second underlined. Whiskers in the plots: one standard deviation over seeds."
-    return "Best bold, second underlined. Whiskers in the plots: 95 % bootstrap intervals over people."
+    note = "Best bold, second underlined. Whiskers in the plots: 95 % bootstrap intervals over people."
+    if len(about.seeds) > 1:
+        note += f" Numbers of seed {about.seeds[0]}; the spread over all seeds is in the recorded results."
+    return note
 
 
 def _bars(tidy: pd.DataFrame, metric: str, about: About) -> Any:
