@@ -16,19 +16,23 @@ if TYPE_CHECKING:
     from mmrec import Recommender
 
 SHOWN_OPINIONS = 12
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="9" fill="#0f766e"/>'
+    '<circle cx="12" cy="17" r="5.5" fill="#faf8f4"/><circle cx="22" cy="11" r="3.2" fill="#f0a585"/></svg>'
+)
 
 
 def main() -> None:
     """Draw the frame and, in it, the page that was chosen."""
-    st.set_page_config(page_title="mmrec", page_icon=":material/auto_awesome:", layout="wide")
+    st.set_page_config(page_title="mmrec", page_icon=ICON, layout="wide")
     st.html(Path(__file__).with_name("style.css"))
     page = st.navigation(
         [
-            st.Page("pages/for_you.py", title="For you", icon=":material/favorite:", default=True),
-            st.Page("pages/dream.py", title="Dream", icon=":material/auto_awesome:"),
-            st.Page("pages/search.py", title="Search", icon=":material/search:"),
-            st.Page("pages/map.py", title="Map", icon=":material/scatter_plot:"),
-            st.Page("pages/evaluation.py", title="Evaluation", icon=":material/monitoring:"),
+            st.Page("views/for_you.py", title="For you", icon=":material/favorite:", default=True),
+            st.Page("views/dream.py", title="Dream", icon=":material/auto_awesome:"),
+            st.Page("views/search.py", title="Search", icon=":material/search:"),
+            st.Page("views/map.py", title="Map", icon=":material/scatter_plot:"),
+            st.Page("views/evaluation.py", title="Evaluation", icon=":material/monitoring:"),
         ],
         position="top",
     )

@@ -97,6 +97,14 @@ def person() -> Person:
     )
 
 
+def opinions(now: Recommender, who: Person) -> tuple[list[str], list[str]]:
+    """Everything the person is known to like and dislike: the log, then what was said here."""
+    history = now.history(who.user) if who.user is not None else []
+    said = {*who.likes, *who.dislikes}
+    liked = [item for item, p in history if p > 0 and item not in said] + who.likes
+    return liked, [item for item, p in history if p < 0 and item not in said] + who.dislikes
+
+
 def new_guest() -> str:
     """A name nobody has yet, by which a guest's clicks are kept."""
     return f"guest-{secrets.choice(ADJECTIVES)}-{secrets.choice(NOUNS)}-{secrets.token_hex(3)}"
@@ -112,11 +120,12 @@ def rate(key: str, item_id: str, preference: float, origin: str) -> None:
     recommender().feedback.add(key, item_id, preference, origin)
 
 
-def needs(now: Recommender, stage: str, what: str) -> None:
-    """Stop the page kindly if the artifact of ``stage`` is absent, saying which command brings it."""
-    if now.workspace.current(stage) is not None:
-        return
+def has(now: Recommender, what: str, *stages: str) -> bool:
+    """Whether the artifacts of ``stages`` are there; if not, say which command brings the first that is absent."""
     workspace = now.workspace
+    stage = next((stage for stage in stages if workspace.current(stage) is None), None)
+    if stage is None:
+        return True
     if stage in ("retriever", "prior") and workspace.current("interactions") is None:
         notice(
             f"{what} is learnt from a log of who liked what, and this workspace has none.",
@@ -124,8 +133,8 @@ def needs(now: Recommender, stage: str, what: str) -> None:
             workspace.mend("interactions"),
         )
     else:
-        notice(f"{what} is not built yet.", "To build it:", workspace.mend(stage))
-    st.stop()
+        notice(f"{what} is not built yet.", "To build what it needs:", workspace.mend(stage))
+    return False
 
 
 def notice(head: str, body: str = "", command: str = "") -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import streamlit as st
 
 from apps.cards import grid, heading, section
-from apps.session import ENOUGH, Person, kindly, needs, person, recommender
+from apps.session import ENOUGH, Person, has, kindly, person, recommender
 
 Mode = Literal["fused", "dense", "codes"]
 FUSED: Mode = "fused"
@@ -82,8 +82,5 @@ def _shuffle() -> None:
     st.session_state["shuffles"] = st.session_state.get("shuffles", 0) + 1
 
 
-needs(recommender(), "retriever", "Recommending")
-if person().known:
-    recommend(person())
-else:
-    meet(person())
+if has(recommender(), "Recommending", "ids", "retriever"):
+    (recommend if person().known else meet)(person())

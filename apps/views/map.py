@@ -10,14 +10,13 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from apps.cards import card, heading, item_of, section
-from apps.session import Person, kindly, needs, person, recommender
+from apps.session import Person, has, kindly, opinions, person, recommender
 
 if TYPE_CHECKING:
     from mmrec import Recommender
 
 GREY = "#9aa3a8"
-SVG_POINTS = 5000
-"""Above so many points the browser draws them with WebGL."""
+SVG_POINTS = 5000  # above so many the browser draws them with WebGL
 NAMED_CODES = 22
 HOVER = "<b>%{text}</b><br>%{meta}<extra></extra>"
 
@@ -124,14 +123,6 @@ def _dots(
     )
 
 
-def opinions(now: Recommender, who: Person) -> tuple[list[str], list[str]]:
-    """Everything the person is known to like and dislike: the log, then what was said here."""
-    history = now.history(who.user) if who.user is not None else []
-    said = {*who.likes, *who.dislikes}
-    liked = [item for item, p in history if p > 0 and item not in said] + who.likes
-    return liked, [item for item, p in history if p < 0 and item not in said] + who.dislikes
-
-
 def main() -> None:
     now, who = recommender(), person()
     heading(
@@ -139,10 +130,15 @@ def main() -> None:
         "Every item of the catalog; things alike in looks, sound, words and company lie together. "
         "Hover for a title, press a dot to see it.",
     )
-    needs(now, "index", "The map")
+    if has(now, "The map", "index", "ids"):
+        page(now, who)
+
+
+def page(now: Recommender, who: Person) -> None:
+    """The map, and what is pressed on it."""
     with kindly():
         ways = groupings(now)
-        names = [*ways, "semantic ID"] if now.workspace.current("ids") is not None else list(ways)
+        names = [*ways, "semantic ID"]
         how = st.segmented_control("Colour by", names, default=names[0]) or names[0]
         figure = draw(now, who, ways.get(how))
         chosen = st.plotly_chart(

@@ -12,7 +12,7 @@ import numpy as np
 import streamlit as st
 
 from apps.cards import as_address, cover, drawn_cover, grid, heading, section
-from apps.session import UPLOAD_TYPES, Person, kindly, needs, person, rate, recommender, uploaded
+from apps.session import UPLOAD_TYPES, Person, has, kindly, opinions, person, rate, recommender, uploaded
 from mmrec import Dials
 
 if TYPE_CHECKING:
@@ -116,15 +116,8 @@ def dream(now: Recommender, who: Person, wish: Wish, file: Any) -> tuple[Imagina
             seed=wish.seed,
         )
     with st.spinner("Drawing and playing"):
-        history = now.history(who.user) if who.user is not None else []
-        said = {*who.likes, *who.dislikes}
-        creations = now.create(
-            imagination.dreams,
-            likes=[*(item for item, p in history if p > 0 and item not in said), *who.likes],
-            dislikes=[*(item for item, p in history if p < 0 and item not in said), *who.dislikes],
-            medium=wish.medium,
-            seed=wish.seed,
-        )
+        likes, dislikes = opinions(now, who)
+        creations = now.create(imagination.dreams, likes=likes, dislikes=dislikes, medium=wish.medium, seed=wish.seed)
     st.session_state["dreamt"] = (wish, imagination, creations)
     return imagination, creations
 
@@ -215,7 +208,12 @@ def main() -> None:
         "Not a search: a diffusion prior imagines things this person would love, and decoders draw and play them. "
         "A thumb on a dream counts for the real item nearest to it, and the next dreams follow.",
     )
-    needs(now, "prior", "Dreaming")
+    if has(now, "Dreaming", "index", "ids", "prior"):
+        page(now, who)
+
+
+def page(now: Recommender, who: Person) -> None:
+    """The dials, the dreams, what is real about them, and the liked ones."""
     if not who.known:
         st.info("No taste is known yet, so these are anybody's dreams. Like a few things under For you, or here.")
     wish, file = ask(now, who)

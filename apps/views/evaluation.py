@@ -129,8 +129,8 @@ def semantic_ids(now: Recommender) -> None:
     facts[0].metric("Items with an ID", f"{found['items']:,}")
     facts[1].metric("Items that share an ID", f"{found['collisions']:.0%}", help="0 by construction.")
     shared = "Items whose codes were also another item's, before the last code was added to tell them apart."
-    facts[2].metric("Shared before the last code", f"{found['collisions_before']:.0%}", help=shared)
-    facts[3].metric("Most items on the same codes", f"{found['largest_group']:,}", help="Before the last code.")
+    facts[2].metric("Before the last code", f"{found['collisions_before']:.0%}", help=shared)
+    facts[3].metric("Largest such group", f"{found['largest_group']:,}", help="Before the last code.")
 
     levels = [f"level {n}" for n in range(1, len(found["sizes"]))] + ["last, added"]
     use = go.Figure(go.Bar(x=levels, y=found["use"], marker={"color": GREEN, "cornerradius": 4}))
