@@ -111,6 +111,7 @@ class Catalog:
     @staticmethod
     def load(directory: Path) -> Catalog:
         """Read what `ingest_catalog` wrote into `directory`. Raises `CatalogError` if there is none."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         directory = Path(directory)
@@ -118,8 +119,11 @@ class Catalog:
         for name in ("items.parquet", "catalog.json"):
             if not (directory / name).is_file():
                 raise CatalogError(f"No catalog in {directory}: {name} is missing.", mend=mend)
-        root = Path(json.loads((directory / "catalog.json").read_text(encoding="utf-8"))["media_root"])
-        table = pq.read_table(directory / "items.parquet")
+        try:
+            root = Path(json.loads((directory / "catalog.json").read_text(encoding="utf-8"))["media_root"])
+            table = pq.read_table(directory / "items.parquet")
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise CatalogError(f"The catalog in {directory} cannot be read: {error}", mend=mend) from error
         missing = set(SCHEMA) - set(table.column_names)
         if missing:
             raise CatalogError(f"{directory / 'items.parquet'} lacks the columns {sorted(missing)}.", mend=mend)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mmrec.logs import Log
 
+MEDIA_SUFFIX = r"(?i)\.(jpe?g|png|webp|gif|bmp|tiff?|wav|flac|og[ga]|opus|mp3|aiff?|txt)$"
 DISLIKING = {"dislike", "disliked", "thumbs_down", "downvote", "skip", "skipped", "hide", "hidden", "block", "blocked",
              "report", "not_interested", "unlike", "return", "returned", "remove", "removed"}  # fmt: skip
 INDIFFERENT = {"impression", "shown", "exposure", "exposed", "ignore", "ignored", "neutral"}
@@ -153,6 +154,8 @@ def by_time(h: Histories, valid: float = 0.1, test: float = 0.1) -> Split:
         users, histories, preferences, targets = [], [], [], []
         for u in range(len(h)):
             a, b = np.searchsorted(h.times[u], [start, end])
+            if a == b:
+                continue
             later = h.items[u][a:b][h.preferences[u][a:b] > 0]
             later = later[np.sort(np.unique(later, return_index=True)[1])]
             later = later[~np.isin(later, h.items[u][:a])]
@@ -220,13 +223,13 @@ def ingest_interactions(
 
     `source` is a CSV, TSV, JSONL or Parquet table with a user and an item and, if there are, a time (ISO, or a number
     of seconds, milli-, micro- or nanoseconds), a rating and a behaviour; `columns` maps names of one's own to `user`,
-    `item`, `time`, `rating` and `behaviour`. Without times the order of the rows is the order of the events.
+    `item`, `time`, `rating` and `behaviour`. Without times the order of the rows is the order of the events. An item
+    may be named by its file, cat.jpg for cat.
 
     Preference: a rating >= `like_at` is +1, one <= `dislike_at` is -1, any other 0. What is not given is chosen by the
     first of `SCALES` that the ratings fit (up to 5 stars: like from 4, dislike to 2), while ratings of -1, 0 and 1 are
-    taken as they are. Without a rating the behaviour decides: the
-    words in `DISLIKING` are -1, those in `INDIFFERENT` 0, all others +1, as is an event that says no more than that
-    it happened. What was chosen stands in the report.
+    taken as they are. Without a rating the behaviour decides: the words in `DISLIKING` are -1, those in `INDIFFERENT`
+    0, all others +1, as is an event that says no more than that it happened. What was chosen stands in the report.
 
     Rows that name an unknown item, or have an empty user or item, a rating that is no finite number, a time that cannot
     be read, or are the very same event as an earlier row, go to `rejected.parquet` (`row`, `column`, `reason` and the
@@ -251,6 +254,12 @@ def ingest_interactions(
         behaviour = as_words(table["behaviour"]).str.lower().str.replace(r"[\s-]+", "_", regex=True)
     events = events.assign(timestamp=seconds, rating=ratings, behaviour=behaviour)
 
+    known = set(item_ids)
+    by_file = ~events["item_id"].isin(known)  # of a folder of media, whose items are called by their stems
+    stems = events["item_id"].where(~by_file, events["item_id"].str.replace(MEDIA_SUFFIX, "", regex=True))
+    by_file &= stems.isin(known)
+    events["item_id"] = events["item_id"].where(~by_file, stems)
+
     reason, column = np.full(n, "", dtype=object), np.full(n, "", dtype=object)
 
     def reject(bad: np.ndarray, where: str, why: str) -> None:
@@ -260,7 +269,7 @@ def ingest_interactions(
     reject(log.not_utf8, "", "is not UTF-8")
     reject((events["user_id"] == "").to_numpy(), "user", "is empty")
     reject((events["item_id"] == "").to_numpy(), "item", "is empty")
-    reject(~events["item_id"].isin(list(item_ids)).to_numpy(), "item", "is not in the catalog")
+    reject(~events["item_id"].isin(known).to_numpy(), "item", "is not in the catalog")
     reject(rated & ~np.isfinite(ratings), "rating", "is not a finite number")
     if rated.any():
         reject(~rated & (behaviour == "").to_numpy(), "rating", "is empty")
@@ -296,7 +305,11 @@ def ingest_interactions(
         reasons={str(why): int(count) for why, count in _named(rejected).value_counts().items()},
         examples=_in_words(rejected, 5),
         columns=log.columns,
-        how=[how, f"Times are read as {unit}." if timed.any() else "The log has no times: its order is the order."],
+        how=[
+            *([f"{by_file.sum():,} rows name an item by its file."] if by_file.any() else []),
+            how,
+            f"Times are read as {unit}." if timed.any() else "The log has no times: its order is the order.",
+        ],
     )
 
 

@@ -118,16 +118,7 @@ def _read_csv(path: Path, given: Mapping[str, str]) -> Log:
     )
     skipped = np.array([number for number, _, _ in bad] + blank, dtype=np.int64)
     numbers = np.setdiff1d(np.arange(2, len(read) + len(skipped) + 2), skipped)
-    not_utf8 = np.zeros(len(read), dtype=bool)
-    columns = {}
-    for own, ours in names.items():
-        try:
-            columns[ours] = pc.cast(read[own], pa.string())
-        except pa.ArrowInvalid:
-            cells = [cell.decode("utf-8", "surrogateescape") for cell in read[own].to_pylist()]
-            not_utf8 |= [not cell.isascii() and any("\udc80" <= c <= "\udcff" for c in cell) for cell in cells]
-            columns[ours] = pa.chunked_array([[cell.encode("utf-8", "replace").decode() for cell in cells]])
-    table = pa.table(columns)
+    table, not_utf8 = _named(path, read, names)
     empty = np.logical_and.reduce([pc.equal(column, "").to_numpy() for column in table.columns])  # a blank line
     return Log(table.filter(~empty), numbers[~empty], not_utf8[~empty], bad, names)
 
@@ -137,16 +128,22 @@ def _read_parquet(path: Path, given: Mapping[str, str]) -> Log:
 
     names = _name_columns(path, pq.read_schema(path).names, given)
     table = pq.read_table(path, columns=list(names))
-    return _typed(table, names, np.arange(1, len(table) + 1), [])
+    renamed, not_utf8 = _named(path, table, names)
+    return Log(renamed, np.arange(1, len(table) + 1), not_utf8, [], names)
 
 
 def _read_json(path: Path, given: Mapping[str, str]) -> Log:
     import pyarrow as pa
     from pyarrow import json
 
+    def names_of(table: pa.Table) -> dict[str, str]:
+        return _name_columns(path, table.column_names, given)
+
     bad: list[tuple[int, str, str]] = []
     try:
         table = json.read_json(path, json.ReadOptions(block_size=32 << 20))
+        if any(pa.types.is_temporal(table[c].type) and ours in ("user", "item") for c, ours in names_of(table).items()):
+            raise pa.ArrowInvalid("ids that look like dates are text")
         numbers = np.arange(1, len(table) + 1)
     except pa.ArrowInvalid:  # line by line then, which tells the broken ones
         rows = list(json_rows(path))
@@ -158,19 +155,34 @@ def _read_json(path: Path, given: Mapping[str, str]) -> Log:
         table = pa.table(
             {c: pa.array([v and v.encode("utf-8", "replace").decode() for v in cells[c]], pa.string()) for c in found}
         )
-    return _typed(table, _name_columns(path, table.column_names, given), numbers, bad)
+    names = names_of(table)
+    renamed, not_utf8 = _named(path, table, names)
+    return Log(renamed, numbers, not_utf8, bad, names)
 
 
-def _typed(table: pa.Table, names: dict[str, str], numbers: np.ndarray, bad: list[tuple[int, str, str]]) -> Log:
+def _named(path: Path, table: pa.Table, names: dict[str, str]) -> tuple[pa.Table, np.ndarray]:
+    """The columns under their names here, all text valid; and bool [n], whether a row had text that was not."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
+    not_utf8 = np.zeros(len(table), dtype=bool)
     columns = {}
     for own, ours in names.items():
         column = table[own]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
+        if pa.types.is_nested(column.type):
+            raise InteractionsError(f"{path}: column {own!r} holds {column.type}.", mend="Give one value per cell.")
+        if _is_text(column) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            data = column.cast(pa.binary())
+            try:
+                column = pc.cast(data, pa.string())
+            except pa.ArrowInvalid:
+                cells = [(cell or b"").decode("utf-8", "surrogateescape") for cell in data.to_pylist()]
+                column = pa.chunked_array([[cell.encode("utf-8", "replace").decode() for cell in cells]])
+                not_utf8 |= [any("\udc80" <= c <= "\udcff" for c in cell) for cell in cells]
         columns[ours] = column
-    return Log(pa.table(columns), numbers, np.zeros(len(table), dtype=bool), bad, names)
+    return pa.table(columns), not_utf8
 
 
 def _is_text(column: pa.ChunkedArray) -> bool:
@@ -202,7 +214,7 @@ def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     if not _is_text(column):
         given = pc.is_valid(column).to_numpy()
         return pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy(), given
-    words = as_words(column)
+    words = as_words(column).str.lower().replace({"true": "1", "false": "0"})
     return pd.to_numeric(words, errors="coerce").to_numpy(np.float64), (words != "").to_numpy()
 
 

@@ -307,6 +307,12 @@ def test_what_is_no_catalog_says_so(tmp_path: Path) -> None:
         with pytest.raises(CatalogError) as caught:
             ingest_catalog(tmp_path / name, tmp_path / "out")
         assert caught.value.mend, name
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "items.parquet").write_bytes(b"PAR1")
+    for text in ("{", "[]", "{}", '{"media_root": "."}'):
+        (tmp_path / "broken" / "catalog.json").write_text(text)
+        with pytest.raises(CatalogError, match="mmrec ingest"):
+            Catalog.load(tmp_path / "broken")
     with pytest.raises(CatalogError, match="mmrec ingest"):
         Catalog.load(tmp_path / "nowhere")
 

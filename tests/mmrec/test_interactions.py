@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -206,6 +208,34 @@ def test_typed_times_and_numbered_ids_of_parquet(tmp_path: Path) -> None:
     assert kept(tmp_path / "out")["item_id"].tolist() == ["1", "2"]
     assert kept(tmp_path / "out")["timestamp"].tolist() == [1.6e9, 1.6e9 + 1]
     assert rejected(tmp_path / "out") == [(3, "item", "is empty")]
+
+
+def test_files_name_items_and_truth_is_a_rating(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", "user,item,liked\nu,a.JPG,true\nu,b.wav,False\nu,zz.jpg,true\n")
+    report = ingest_interactions(log, tmp_path / "out", ITEMS)
+    assert kept(tmp_path / "out")["item_id"].tolist() == ["a", "b"]
+    assert kept(tmp_path / "out")["preference"].tolist() == [1, 0]
+    assert rejected(tmp_path / "out") == [(4, "item", "is not in the catalog")]
+    assert "2 rows name an item by its file" in str(report)
+    assert ingest_interactions(log, tmp_path / "out", [*ITEMS, "a.JPG"]).kept == 2
+    assert kept(tmp_path / "out")["item_id"].tolist() == ["a.JPG", "b"]
+
+
+def test_odd_columns_of_typed_tables(tmp_path: Path) -> None:
+    ids = pa.array([b"u1", b"\xff", None]).cast(pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"b", b"\xfe"]).buffers())  # not checked by Parquet
+    pq.write_table(pa.table({"user": ids, "item": text}), tmp_path / "log.parquet")
+    ingest_interactions(tmp_path / "log.parquet", tmp_path / "out", ITEMS)
+    assert kept(tmp_path / "out")["user_id"].tolist() == ["u1"]
+    assert [(row, why) for row, _, why in rejected(tmp_path / "out")] == [(2, "is not UTF-8"), (3, "is not UTF-8")]
+    pq.write_table(pa.table({"user": [["u"]], "item": ["a"]}), tmp_path / "list.parquet")
+    with pytest.raises(InteractionsError, match="'user' holds list"):
+        ingest_interactions(tmp_path / "list.parquet", tmp_path / "out", ITEMS)
+    dated = write(
+        tmp_path / "dated.jsonl", '{"user": "2020-01-01", "item": "a"}\n{"user": "2020-01-02", "item": "b"}\n'
+    )
+    ingest_interactions(dated, tmp_path / "out", ITEMS)
+    assert kept(tmp_path / "out")["user_id"].tolist() == ["2020-01-01", "2020-01-02"]
 
 
 def test_without_times_the_order_of_the_log_is_the_order(tmp_path: Path) -> None:
