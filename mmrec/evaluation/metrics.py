@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import rankdata
 
 Ragged = Sequence[np.ndarray]
 MAIN_TASTE = 0.1  # a cluster holding at least this share of what a person likes is one of their main tastes
@@ -187,6 +186,8 @@ def popularity_percentile(counts: np.ndarray) -> np.ndarray:
     >>> popularity_percentile(np.array([5, 0, 0, 9]))
     array([0.625, 0.25 , 0.25 , 0.875])
     """
+    from scipy.stats import rankdata
+
     return (rankdata(counts) - 0.5) / len(counts)
 
 

@@ -61,6 +61,11 @@ def test_terminal_table_marks_best_and_second(width):
     assert "Results" in text
 
 
+def test_one_seed_of_several_is_not_passed_off_as_their_mean():
+    assert "Numbers of seed 3;" in render_html(frame(), about(seeds=(3, 4)))
+    assert "Numbers of seed" not in render_html(frame(), about(seeds=(3,)))
+
+
 def test_less_can_be_the_best():
     text = text_of(terminal_table(frame()), 140)
     number = f"{value(frame(), 'popularity', 'miscalibration@10'):.3f}".lstrip("0")
