@@ -1,4 +1,4 @@
-"""Training examples for the prior: what a person was known by, what they liked then, and words that could have led there.
+"""Training examples for the prior: what was known of a person, what they liked then, and words that lead there.
 
 Every batch is a function of (seed, step) alone, so a resumed run sees what an undisturbed one would have seen.
 """

@@ -1,4 +1,4 @@
-"""Checks before anything dreamt is shown (GeneRec, Wang et al. 2023, section 3.4): not a copy, not off the person's taste."""
+"""Checks before anything dreamt is shown (GeneRec, Wang et al. 2023): not a copy, not off the person's taste."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def copy_threshold(catalog_vectors: np.ndarray) -> float:
 def taste_scores(seeds: np.ndarray, liked: np.ndarray, disliked: np.ndarray) -> np.ndarray:
     """How much nearer each seed [S, D] is to what is liked [L, D] than to what is disliked [M, D]. -> [S]
 
-    Mean cosine to the nearest third of the likes (a mixed taste need not be liked all at once), minus the largest cosine
-    to a dislike where that is positive. Without likes the first part is 0.
+    Mean cosine to the nearest third of the likes (a mixed taste need not be liked all at once), minus the largest
+    cosine to a dislike where that is positive. Without likes the first part is 0.
     """
     score = np.zeros(len(seeds), np.float32)
     if len(liked):
@@ -42,15 +42,14 @@ def checks(
     """Look at one person's seeds [S, D]; all vectors unit length, liked [L, D] and disliked [M, D] may be empty.
 
     -> "nearest" int64 [S] catalog row, "nearest_cosine" [S], "copy" bool [S], "taste" [S] (see taste_scores), and
-    "off_taste" bool [S]: the score is lower than that of all but a twentieth of random catalog items is high, that is,
-    below the 95th percentile of the catalog. Without likes and dislikes nothing is off taste.
+    "off_taste" bool [S]: less to the person's taste than half of the catalog. Without likes and dislikes nothing is.
     """
     cosine = np.concatenate([seeds[i : i + CHUNK] @ catalog_vectors.T for i in range(0, len(seeds), CHUNK)])
     nearest = cosine.argmax(1)
     nearest_cosine = np.take_along_axis(cosine, nearest[:, None], 1)[:, 0]
     taste = taste_scores(seeds, liked, disliked)
     known = len(liked) + len(disliked) > 0
-    usual = np.quantile(taste_scores(catalog_vectors, liked, disliked), 0.5)
+    usual = np.median(taste_scores(catalog_vectors, liked, disliked))
     return {
         "nearest": nearest,
         "nearest_cosine": nearest_cosine,

@@ -22,8 +22,8 @@ class Dials:
     """Weights of the conditions (0 ignores, 1 is the model's own, more insists) and how to explore.
 
     `avoid` and `dislikes` push away, the harder the larger. `temperature` scales the noise that seeds start from: 0
-    gives one and the same safest seed, 1 the model's own spread, above 1 wilder. `interval` is the range of noise levels
-    in which weights other than 1 act (Kynkaanniemi et al. 2024, arXiv 2404.07724); 0 is data, 1 noise.
+    gives one and the same safest seed, 1 the model's own spread, above 1 wilder. `interval` is the range of noise
+    levels in which weights other than 1 act (Kynkaanniemi et al. 2024, arXiv 2404.07724); 0 is data, 1 noise.
     """
 
     likes: float = 1.0

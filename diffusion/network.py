@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +135,7 @@ class Denoiser(nn.Module):
             1,
         )
         present = torch.cat([mask.new_ones(batch, 1), mask, given], 1)
-        return Context(tokens, kind, present, [block.read(tokens) for block in self.blocks])
+        return Context(tokens, kind, present, [cast(Block, block).read(tokens) for block in self.blocks])
 
     def summarise(self, context: Context, visible: Tensor) -> Tensor:
         """Mean of the visible tokens of each kind, and whether there are any. visible [B, G, S] -> [B, G, W]"""

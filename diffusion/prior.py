@@ -49,9 +49,13 @@ class Conditions:
         vectors: np.ndarray,
         *,
         max_history: int = 50,
-        **steers: np.ndarray | None,
+        text: np.ndarray | None = None,
+        image: np.ndarray | None = None,
+        audio: np.ndarray | None = None,
+        avoid: np.ndarray | None = None,
+        ordered: bool = True,
     ) -> Conditions:
-        """Look up the last `max_history` events of each history (item indices) in vectors [N, D] and pad to the left."""
+        """Look up the last `max_history` events of each history (item indices) in vectors [N, D]; pad to the left."""
         kept = [np.asarray(h, dtype=np.int64)[-max_history:] for h in histories]
         length = max((len(h) for h in kept), default=0)
         history = np.zeros((len(kept), length, vectors.shape[1]), np.float32)
@@ -61,7 +65,7 @@ class Conditions:
                 history[row, -len(items) :] = vectors[items]
                 rated[row, -len(items) :] = np.asarray(preference)[-len(items) :]
                 mask[row, -len(items) :] = True
-        return cls(history, rated, mask, **steers)
+        return cls(history, rated, mask, text, image, audio, avoid, ordered)
 
     def __len__(self) -> int:
         return len(self.history)

@@ -154,9 +154,7 @@ class Checkpoint:
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.path, self.fingerprint = Path(folder) / "training.safetensors", fingerprint
 
-    def save(
-        self, step: int, network: Denoiser, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
-    ) -> None:
+    def save(self, step: int, network: Denoiser, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> None:
         tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in average.items()}
         for index, state in optimizer.state_dict()["state"].items():
