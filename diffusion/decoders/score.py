@@ -1,8 +1,8 @@
 """Scores the music decoder can spell: tokens <-> `Score` <-> MIDI <-> sound.
 
-A `Score` is a header (family of music, lead instrument, backing, metre, tempo, length, key, mode) and up to four voices,
-each an unbroken line of notes and rests, with one chord per slot of the bar where the backing needs chords. Time is
-counted in ticks of a twelfth of a quarter note, so sixteenths and triplets are exact.
+A `Score` is a header (family of music, lead instrument, backing, metre, tempo, length, key, mode) and up to four
+voices, each an unbroken line of notes and rests, with one chord per slot of the bar where the backing needs chords.
+Time is counted in ticks of a twelfth of a quarter note, so sixteenths and triplets are exact.
 
 The spelling needs no time stamps: the next event always belongs to the line that has sounded least so far, so the
 `Grammar` knows at every step whose turn it is and what may follow, and every sequence it lets through is a playable
@@ -117,7 +117,7 @@ Line = tuple[tuple[int | None, int], ...]  # (MIDI pitch or None for a rest, tic
 
 @dataclass(frozen=True)
 class Score:
-    """A short piece. `tonic` is a pitch class (0 is C); `chords` are (semitones above the tonic, 3 minor or 4 major)."""
+    """A short piece; `tonic` is a pitch class (0 is C), a chord (semitones above the tonic, 3 minor or 4 major)."""
 
     family: str
     lead: str
@@ -187,7 +187,7 @@ class Grammar:
         return self.FIRST_VOICE_SLOT + int(np.argmin(self._times))
 
     def features(self) -> tuple[int, int, int, int]:
-        """Return (slot, position in the bar + 1, bars left, current duration + 1) of the next token; 0 in the header."""
+        """Return (slot, position in the bar + 1, bars left, duration + 1) of the next token; zeros in the header."""
         slot = self.slot
         if not self.total:
             return slot, 0, 0, 0
@@ -239,7 +239,7 @@ class Grammar:
         kind, value = VOCABULARY[token]
         slot = self.slot
         wanted = HEADER[slot] if slot < len(HEADER) else "chord" if slot == self.CHORD_SLOT else "note"
-        if self.done or kind != wanted and not (wanted == "note" and kind in ("rest", "pitch", "duration")):
+        if self.done or (kind != wanted and not (wanted == "note" and kind in ("rest", "pitch", "duration"))):
             raise ValueError(f"token {token} ({kind}) cannot stand here: {'the end' if self.done else wanted} is due")
         if slot < len(HEADER):
             self.header[kind] = value

@@ -1,8 +1,9 @@
 """Public-domain music as scores: which works the music21 corpus holds for us, how one is read, how one is arranged.
 
 Works: dance tunes of Ryan's Mammoth Collection (1883) and of O'Neill's collections (1903, 1907), Bach's chorales,
-Monteverdi's third and fourth book of madrigals, songs and mass movements of the Italian Trecento, quartets by Haydn, Mozart and
-Beethoven. Left out on purpose: encodings whose files reserve rights (Palestrina, Josquin, parts of the Trecento).
+Monteverdi's third and fourth book of madrigals, songs and mass movements of the Italian Trecento, quartets by Haydn,
+Mozart and Beethoven. Left out on purpose: encodings whose files reserve rights (Palestrina, Josquin, parts of the
+Trecento).
 """
 
 from __future__ import annotations
