@@ -81,11 +81,12 @@ MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.
 
 
 class LibrosaEncoder:
-    """81 numbers per clip, each a descriptor a person can name: pitch content, timbre, loudness and rhythm.
+    """81 numbers per clip, each a descriptor with a name: pitch, timbre, loudness and rhythm.
 
-    Each group is scaled to roughly [-1, 1], so that none rules the cosine: chroma (12) and chroma turned to the key
-    (12), fit to major and minor (2), MFCC mean and spread (2 x 20), contrast (7), brightness, width, noisiness,
-    loudness and their spread (6), tempo as an angle within the octave and its octave (2 + 0).
+    In order: chroma (12), chroma turned so that the key comes first (12), fit to the best major and minor key (2), MFCC
+    mean (20) and spread (20), spectral contrast (7), brightness and its spread (2), bandwidth and noisiness (2),
+    loudness and its spread (2), tempo in octaves around 120 and strength of onsets (2). Each is scaled by a fixed
+    number so that none rules a cosine.
     """
 
     name = "librosa"

@@ -31,7 +31,7 @@ class Bridge:
         unit_length: bool,
         held_out: dict[str, float],
     ) -> None:
-        self.weights = weights.astype(np.float32)  # [a, b]
+        self.weights = np.ascontiguousarray(weights, dtype=np.float32)  # [a, b]
         self.source_mean = source_mean.astype(np.float32)  # [a]
         self.target_mean = target_mean.astype(np.float32)  # [b]
         self.unit_length = unit_length

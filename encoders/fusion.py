@@ -27,6 +27,7 @@ from encoders.bridge import read_folder, write_folder
 from encoders.ridge import CHUNK, fit_ridge
 
 MAX_MODALITIES = 5  # every set of them gets a map
+NOISE = 0.01  # an R² of this size counts half: chance alone gives a few thousandths
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,10 @@ class Fusion:
                 ridge = fit_ridge(seen[known], places[known]) if known.any() else None
                 r2 = max(ridge.r2, 0.0) if ridge else 0.0
                 predictable[kept] = r2
-                use_weights[kept] = config.use_weight * r2 / (r2 + 0.01)
+                use_weights[kept] = config.use_weight * r2 / (r2 + NOISE)
                 use = ridge.weights if ridge else np.zeros((seen.shape[1], places.shape[1]))
                 maps[kept] = np.concatenate([content, use], axis=1)
-        maps = {kept: matrix.astype(np.float32) for kept, matrix in maps.items()}
+        maps = {kept: np.ascontiguousarray(matrix, dtype=np.float32) for kept, matrix in maps.items()}
         return cls(config, whitening, maps, content_dim, use_weights, predictable)
 
     def transform(self, vectors: dict[str, np.ndarray], present: dict[str, np.ndarray] | None = None) -> np.ndarray:
@@ -228,7 +229,7 @@ def _fit_whitening(x: np.ndarray, config: FusionConfig) -> _Whitening:
     values, axes = _leading(covariance, min(config.modality_dim, x.shape[1]))
     scale = 1 / np.sqrt(values + config.shrinkage * values.mean() + 1e-9)
     scale /= max(np.sqrt((values * scale**2).sum()), 1e-9)
-    return _Whitening(mean, (axes * scale).astype(np.float32))
+    return _Whitening(mean, np.ascontiguousarray(axes * scale, dtype=np.float32))
 
 
 def _content_components(white: dict[str, np.ndarray], dim: int) -> dict[str, np.ndarray]:
