@@ -60,7 +60,7 @@ class Evaluation(_Strict):
     ks: list[int] = [10, 20]
     people: int | None = None
     """At most so many people are asked (drawn by seed); null means everyone."""
-    claims: list[str] = ["popularity", "item-kNN", "mean of history"]
+    claims: list[str] = ["popularity", "item_knn", "mean_history"]
     """Baselines that the report compares ours with in words, with a paired test."""
 
 
