@@ -81,6 +81,9 @@ def rotate(x: Tensor, start: int) -> Tensor:
 class MusicTransformer(nn.Module):
     """Scores given an embedding: the logits of every next token."""
 
+    mean: Tensor  # of the training embeddings, [dim]
+    scale: Tensor  # their spread, [dim]
+
     def __init__(self, config: MusicDecoderConfig) -> None:
         super().__init__()
         self.config = config

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +22,7 @@ CREDIT = (
     "Music: public-domain works from the corpus of music21 (Ryan's Mammoth Collection, O'Neill's Music of Ireland, "
     "Bach, Monteverdi, the Trecento, Haydn, Mozart, Beethoven), played with the TimGM6mb soundfont of pretty_midi"
 )
+LICENCE = "public domain"
 SEED = 7
 SECONDS_RANGE = (4.0, 20.0)
 
@@ -73,8 +74,8 @@ def demo_music(
     processes = min(processes or os.cpu_count() or 1, 8, len(jobs))
     rows: list[dict] = []
 
-    def collect(results: object) -> None:
-        for done, row in enumerate(results, start=1):  # type: ignore[call-overload]
+    def collect(results: Iterable[dict | None]) -> None:
+        for done, row in enumerate(results, start=1):
             if row is not None:
                 rows.append(row)
             if progress:
@@ -105,7 +106,7 @@ def describe(score: Score, title: str) -> str:
 
 def _plan(limit: int) -> list[tuple[str, Sequence[Work]]]:
     """Return (lead, works to try in turn) per clip: families and leads in equal parts, no work tried by two clips."""
-    plan = []
+    plan: list[tuple[str, Sequence[Work]]] = []
     for family_index, family in enumerate(STYLES):
         count = limit // len(STYLES) + (family_index < limit % len(STYLES))
         members = list(works()[family])
@@ -136,6 +137,7 @@ def _make_clip(job: tuple[Path, str, Sequence[Work], float]) -> dict | None:
                 file.write(clip.samples)
             os.replace(temporary, destination / audio)
         metadata = {
+            "kind": "music",
             "family": score.family,
             "instrument": score.lead,
             "backing": score.back,
@@ -144,6 +146,8 @@ def _make_clip(job: tuple[Path, str, Sequence[Work], float]) -> dict | None:
             "metre": score.metre,
             "voices": len(score.voices),
             "source": work.source,
+            "credit": CREDIT,
+            "licence": LICENCE,
         }
         return {
             "item_id": work.id,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffusion.decoders.score import (
     BARS,
@@ -31,6 +32,9 @@ from diffusion.decoders.score import (
     Score,
     tonic_pitch,
 )
+
+if TYPE_CHECKING:
+    from music21 import stream
 
 # family -> (lead instruments, backings, slowest and fastest quarter note per minute)
 STYLES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, int]]] = {
@@ -204,7 +208,7 @@ def _slug(text: str) -> str:
 
 def read_work(work: Work) -> Piece | None:
     """Read a work with music21; None where it has no regular bars, or notes finer than our ticks."""
-    from music21 import converter, note, stream
+    from music21 import converter, stream
 
     try:
         if work.path.suffix == ".abc":
@@ -214,6 +218,8 @@ def read_work(work: Work) -> Piece | None:
         else:
             score = converter.parse(work.path, forceSource=True, storePickle=False)
     except Exception:  # music21 raises many kinds for the flaws of old encodings; another work takes the place
+        return None
+    if not isinstance(score, stream.Score):
         return None
     parts = list(score.parts)
     if work.family == "madrigal" and len(parts) == 5:
@@ -242,7 +248,7 @@ def read_work(work: Work) -> Piece | None:
     for part in parts:
         notes: list[list[int]] = []
         for element in part.flatten().notes:
-            pitches = [n.pitch.midi for n in ([element] if isinstance(element, note.Note) else element.notes)]
+            pitches = [pitch.midi for pitch in element.pitches]
             onset = round((float(element.offset) - first) * QUARTER * scale)
             stop = round((float(element.offset + element.quarterLength) - first) * QUARTER * scale)
             if stop <= onset or not pitches or element.offset >= end:
@@ -274,11 +280,11 @@ def _metre(ratio: str, family: str) -> tuple[str | None, float]:
     return table.get(ratio, (None, 1.0))
 
 
-def _key(score: object, last_pitch: int) -> tuple[int, str]:
+def _key(score: stream.Score, last_pitch: int) -> tuple[int, str]:
     """Return (tonic, mode): the last bass note, in the mode that the signature gives it, or the declared key."""
     from music21 import key
 
-    signature = next(iter(score.recurse().getElementsByClass(key.KeySignature)), None)  # type: ignore[attr-defined]
+    signature = next(iter(score.recurse().getElementsByClass(key.KeySignature)), None)
     major = signature.sharps * 7 % 12 if signature is not None else 0
     by_step = {0: "major", 9: "minor", 2: "dorian", 7: "mixolydian"}
     step = (last_pitch - major) % 12
@@ -323,8 +329,9 @@ def arrange(
         lines = [line for line in lines if any(pitch is not None for pitch, _ in line)]
         if is_tune:
             lines = [_sing(_fit(lines[0], lead))] if lines else []
-        lead_rests = lines and max((ticks for pitch, ticks in lines[0] if pitch is None), default=0)
-        if not lines or lead_rests > LONGEST_LEAD_REST or len(lines) < min(len(piece.voices), 2):
+        if not lines or len(lines) < min(len(piece.voices), 2):
+            continue
+        if max((ticks for pitch, ticks in lines[0] if pitch is None), default=0) > LONGEST_LEAD_REST:
             continue
         notes = [pitch for line in lines for pitch, _ in line if pitch is not None]
         if min(notes) < tonic_pitch(tonic) - 30 or max(notes) > tonic_pitch(tonic) + 36 or len(notes) < bars:
