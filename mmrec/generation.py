@@ -50,7 +50,14 @@ def generate(
     import pyarrow.parquet as pq
 
     prior = recommender.workspace.require("prior").fingerprint
-    options = {"medium": medium, "per_user": per_user, "text": text, "avoid": avoid, "steps": steps, "seed": seed}
+    options: dict[str, object] = {
+        "medium": medium,
+        "per_user": per_user,
+        "text": text,
+        "avoid": avoid,
+        "steps": steps,
+        "seed": seed,
+    }
     job = fingerprint_of({"prior": prior, **options})
     started = destination / "job.json"
     if started.is_file() and json.loads(started.read_text(encoding="utf-8"))["job"] != job:

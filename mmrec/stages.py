@@ -210,7 +210,7 @@ def _encode_rows(
     vectors = np.zeros((len(rows), encoder.dim), np.float32)
     if present.any():
         vectors[present] = encoder.encode([item for item, ok in zip(loaded, present, strict=True) if ok], modality)
-    finite = np.isfinite(vectors).all(axis=1)
+    finite: np.ndarray = np.isfinite(vectors).all(axis=1)
     failed += [
         {"item_id": catalog.item_ids[rows[i]], "column": modality, "reason": "the encoder gave no finite vector"}
         for i in np.flatnonzero(~finite)
@@ -468,9 +468,9 @@ def train_decoder(workspace: Workspace, recipe: Recipe, media: str = "image") ->
         rows = np.flatnonzero(data.present[media])
         vectors = data.vectors[media][rows]
         if media == "image":
-            from diffusion.decoders.image_training import ImageDecoderConfig, train_image_decoder
+            from diffusion.decoders.image_training import ImageTrainingConfig, train_image_decoder
 
-            config = configure(ImageDecoderConfig, recipe.decoder_training, "decoder_training")
+            config = configure(ImageTrainingConfig, recipe.decoder_training, "decoder_training")
             paths = [path for i in rows if (path := catalog.image_path(int(i)))]
             decoder: Any = _trained(
                 "training the picture decoder",

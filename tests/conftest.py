@@ -1,0 +1,41 @@
+"""What several tests share: one small workspace, really built, from real pictures, music, words and a log."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+TINY = """
+name: tiny
+source:
+  dataset: demo
+  simulated: true
+  options: {pictures: 60, music: 12, seconds: 4, users: 120}
+fusion: {dim: 32}
+tokenizer: {name: residual_kmeans, levels: 2, codebook_size: 16}
+retriever: {dim: 32, blocks: 1, heads: 2, epochs: 4}
+prior: {width: 64, depth: 2, heads: 2, context_width: 32, steps: 80, batch_size: 64}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(TINY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_workspace(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished workspace; tests that change one copy it first."""
+    from mmrec import stages
+    from mmrec.config import Recipe
+    from mmrec.workspace import Workspace
+
+    root = tmp_path_factory.mktemp("workspaces") / "tiny"
+    stages.run(Workspace(root), Recipe.load(tiny_recipe))
+    return root
