@@ -1,0 +1,45 @@
+# make demo          the demo from a bare clone: environment, workspace, evaluation tables, app on localhost
+# make demo SERVE=0  the same without the server
+# make test          the whole test suite
+# make results       docs/results.md from docs/results/*.json
+
+PYTHON ?= python3
+BIN := .venv/bin
+# FAISS comes as faiss-cpu or faiss-gpu, never both.
+FAISS := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+SERVE ?= 1
+PORT ?= 8501
+
+.PHONY: env demo test lint results clean
+
+env: .venv/installed-$(FAISS)
+
+.venv/installed-$(FAISS): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mmrec needs Python 3.11 or later; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(FAISS),dev]' -c constraints.txt
+	touch $@
+
+demo: env
+	$(BIN)/mmrec run recipes/demo.yaml
+ifeq ($(SERVE),1)
+	$(BIN)/mmrec app -w workspaces/demo --port $(PORT)
+else
+	@echo "to open the app: $(BIN)/mmrec app -w workspaces/demo"
+endif
+
+test: env
+	$(BIN)/python -m pytest
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+results: env
+	$(BIN)/python -m mmrec.results
+
+clean:
+	rm -rf .venv workspaces
