@@ -25,43 +25,45 @@ if TYPE_CHECKING:
     from mmrec.recommender import Item
 
 THUMBNAIL = 320
-SPEECH = str.maketrans({"&": "and", "_": " "})
 
 
-def grid(items: Sequence[Item], person: Person, origin: str, *, dislike: bool = True) -> None:
+def grid(items: Sequence[Item], person: Person, origin: str) -> None:
     """Cards side by side, as many as fit; each remembers a like or dislike under `origin`."""
     with st.container(key=f"grid-{origin}"):
         for item in items:
-            card(item, person, origin, dislike=dislike)
+            card(item, person, origin)
 
 
-def card(item: Item, person: Person, origin: str, *, dislike: bool = True) -> None:
+def card(item: Item, person: Person, origin: str) -> None:
     """One item: its cover, what its kind has in common, its title, the reason, a player, and two buttons."""
     name = f"{origin}-{item.item_id}"
     with st.container(border=True, key=f"card-{name}"):
+        title = escape(item.title or item.item_id)
+        picture = f'<figure class="cover"><img src="{cover(item)}" alt="{title}"></figure>'
+        if item.audio is not None:  # the player lies on the cover
+            st.html(picture)
+            st.audio(str(item.audio))
+            picture = ""
         st.html(
-            f'<figure class="cover"><img src="{cover(item)}" alt="{escape(item.title or item.item_id)}"></figure>'
-            f'<p class="kind">{escape(item.label.translate(SPEECH)) or "&nbsp;"}</p>'
-            f'<p class="title">{escape(item.title or item.item_id)}</p>'
+            f'{picture}<p class="kind">{escape(item.label) or "&nbsp;"}</p>'
+            f'<p class="title">{title}</p>'
             f'<p class="reason">{escape(item.reason)}</p>'
         )
-        if item.audio is not None:
-            st.audio(str(item.audio))
-        thumbs(item.item_id, person, origin, name, dislike=dislike)
+        thumbs(item.item_id, person, origin, name)
 
 
-def thumbs(item_id: str, person: Person, origin: str, name: str, *, dislike: bool = True, what: str = "this") -> None:
+def thumbs(item_id: str, person: Person, origin: str, name: str) -> None:
     """Like and dislike; pressed once more, a thumb is taken back."""
     opinion = person.opinion(item_id)
     with st.container(horizontal=True, key=f"thumbs-{name}"):
-        for value, word, icon in ((1, "like", "thumb_up"), (-1, "dislike", "thumb_down"))[: 1 + dislike]:
+        for value, word, icon in ((1, "like", "thumb_up"), (-1, "dislike", "thumb_down")):
             chosen = opinion == value
             st.button(
                 word.capitalize() + ("d" if chosen else ""),
                 key=f"{word}-{name}",
                 icon=f":material/{icon}:",
                 type="primary" if chosen else "secondary",
-                help=f"Take back: {what}" if chosen else f"{'More' if value > 0 else 'Less'} like {what}",
+                help="Take it back" if chosen else "More like this" if value > 0 else "Less like this",
                 on_click=rate,
                 args=(person.key, item_id, 0 if chosen else value, origin),
             )

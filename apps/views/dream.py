@@ -59,7 +59,7 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
         temperature = left.slider(
             "Exploration", 0.0, 2.0, 1.0, 0.1, help="How widely the dreams differ: 0 gives one safe dream, 2 wild ones."
         )
-        n = middle.slider("How many dreams", 1, 12, 6)
+        n = middle.slider("How many dreams", 1, 12, 6, key="dreams-n")
         with right.container(horizontal=True, vertical_alignment="bottom"):
             st.session_state.setdefault("seed", 0)
             seed = st.number_input("Seed", 0, 2**31 - 1, key="seed", step=1, width=110)
@@ -224,7 +224,7 @@ def page(now: Recommender, who: Person) -> None:
             for number, creation in enumerate(creations):
                 show(who, creation, number)
         section("The real things they stand on", "the items of the catalog nearest to all of these dreams")
-        grid(imagination.items, who, "dream")
+        grid(imagination.items, who, "grounding")
     shelf = st.session_state.get("shelf", [])
     if shelf:
         section("Dreams you liked", "kept while this window is open")

@@ -12,7 +12,7 @@ from apps.session import ENOUGH, Person, has, kindly, person, recommender
 Mode = Literal["fused", "dense", "codes"]
 FUSED: Mode = "fused"
 MODES: dict[Mode, str] = {FUSED: "Both", "dense": "Vectors", "codes": "Semantic IDs"}
-FIRST = 12
+FIRST = 15
 
 
 def meet(who: Person) -> None:
@@ -27,7 +27,7 @@ def meet(who: Person) -> None:
     with kindly():
         grid(now.starters(n), who, "start")
     if n < len(now.catalog):
-        st.button("Show more", icon=":material/add:", on_click=_more)
+        st.button("Show more", icon=":material/add:", on_click=_more, key="more")
 
 
 def _more() -> None:
@@ -43,9 +43,9 @@ def recommend(who: Person) -> None:
     heading("For you", lead)
     with st.container(border=True, key="dials"):
         words, explore, avoid = st.columns([2, 1, 1], gap="large")
-        text = words.text_input("In the mood for", placeholder="the sea, something sweet, a slow harp")
+        text = words.text_input("In the mood for", placeholder="the sea, something sweet, a slow harp", key="mood")
         exploration = explore.slider(
-            "Exploration", 0.0, 2.0, 0.0, 0.1, help="0 is the best guess; more is a bolder one."
+            "Exploration", 0.0, 2.0, 0.0, 0.1, key="exploration", help="0 is the best guess; more is a bolder one."
         )
         strength = avoid.slider(
             "Keep away from dislikes", 0.0, 2.0, 1.0, 0.1, help="How hard what you disliked pushes its like away."
@@ -56,9 +56,10 @@ def recommend(who: Person) -> None:
             called = MODES.__getitem__
             mode = left.segmented_control("What proposes", MODES, default=FUSED, format_func=called, help=spelt)
             weight = middle.slider("Weight of the words", 0.0, 4.0, 1.5, 0.1, disabled=not text)
-            k = right.slider("How many", 4, 36, 12, 4)
+            k = right.slider("How many", 5, 40, 10, 5)
     if exploration:
-        st.button("Shuffle", icon=":material/shuffle:", on_click=_shuffle, help="Another draw at this exploration")
+        again = "Another draw at this exploration"
+        st.button("Shuffle", icon=":material/shuffle:", on_click=_shuffle, key="shuffle", help=again)
     with kindly():
         with st.spinner("Looking"):
             items = now.recommend(

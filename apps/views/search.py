@@ -25,7 +25,9 @@ def search(now: Recommender, who: Person) -> None:
         ask = left.segmented_control("Search by", asks, default=asks[0], format_func=ASKS.__getitem__) or asks[0]
         k = left.slider("How many", 5, 50, 15, 5)
         if ask == "text":
-            words = right.text_input("Words", placeholder="a fruit, something that flies, a lively fiddle tune").strip()
+            words = right.text_input(
+                "Words", placeholder="a fruit, something that flies, a lively fiddle tune", key="words"
+            ).strip()
         else:
             file = right.file_uploader(ASKS[ask], type=UPLOAD_TYPES[ask], key=f"search-{ask}")
     if not words and file is None:
