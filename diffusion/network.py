@@ -25,15 +25,15 @@ class PriorConfig:
     """Shape of the network and how it is trained. `dim` 0 means: take it from the item vectors."""
 
     dim: int = 0
-    width: int = 512
+    width: int = 256
     depth: int = 4
     heads: int = 4
     context_width: int = 128
     max_history: int = 50
     noise_shift: float = 4.0  # see flow.levels
     batch_size: int = 128
-    targets: int = 4  # noised targets per person and step; they share the person's keys and values
-    steps: int = 500
+    targets: int = 8  # noised targets per person and step; they share the person's keys and values
+    steps: int = 400
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.995

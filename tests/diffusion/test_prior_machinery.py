@@ -20,7 +20,7 @@ from diffusion.regression import RegressionPrior, train_regression
 from diffusion.training import train_prior
 
 TINY = PriorConfig(
-    width=32, depth=2, heads=2, context_width=16, max_history=8, batch_size=16, steps=12, checkpoint_every=5
+    width=32, targets=4, depth=2, heads=2, context_width=16, max_history=8, batch_size=16, steps=12, checkpoint_every=5
 )
 
 
@@ -94,10 +94,9 @@ def test_any_number_of_steps_gives_unit_vectors(lively: Prior, steps: int) -> No
 def test_a_dial_at_zero_equals_never_having_said_it(lively: Prior) -> None:
     conditions, silent = some(), some()
     silent.avoid = None
-    said = lively.sample(conditions, 4)
-    unsaid = lively.sample(silent, 4)
-    np.testing.assert_allclose(lively.sample(conditions, 4, dials=Dials(avoid=0)), unsaid, atol=1e-5)
-    np.testing.assert_allclose(lively.sample(conditions, 4, dials=Dials(avoid=1e-4)), unsaid, atol=1e-2)
+    said, unsaid = (lively.sample(c, 4, dials=Dials(likes=1)) for c in (conditions, silent))
+    np.testing.assert_allclose(lively.sample(conditions, 4, dials=Dials(likes=1, avoid=0)), unsaid, atol=1e-5)
+    np.testing.assert_allclose(lively.sample(conditions, 4, dials=Dials(likes=1, avoid=1e-4)), unsaid, atol=1e-2)
     assert np.abs(said - unsaid).max() > 0.05
 
 
@@ -114,12 +113,12 @@ def test_order_counts_only_where_it_is_known(lively: Prior) -> None:
 def test_guidance_evaluates_only_what_it_needs() -> None:
     given = {"likes", "text", "avoid"}
     everything = frozenset(given)
-    assert branches(given, Dials(), 0.5) == [(everything, 1)]
-    assert branches(given, Dials(text=0), 0.5) == [(frozenset({"likes", "avoid"}), 1)]
+    assert branches(given, Dials(likes=1), 0.5) == [(everything, 1)]
+    assert branches(given, Dials(likes=1, text=0), 0.5) == [(frozenset({"likes", "avoid"}), 1)]
     assert branches({"likes"}, Dials(likes=3, image=5), 0.5) == [(frozenset({"likes"}), 3), (frozenset(), -2)]
-    both = dict(branches(given, Dials(text=2, avoid=1.5), 0.5))
+    both = dict(branches(given, Dials(likes=1, text=2, avoid=1.5), 0.5))
     assert both == {everything: 2.5, everything - {"text"}: -1, everything - {"avoid"}: -0.5}
-    assert branches(given, Dials(text=2, interval=(0.6, 1)), 0.5) == [(everything, 1)]
+    assert branches(given, Dials(likes=1, text=2, interval=(0.6, 1)), 0.5) == [(everything, 1)]
     assert branches(set(), Dials(likes=4), 0.5) == [(frozenset(), 1)]
 
 
