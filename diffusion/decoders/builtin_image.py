@@ -4,12 +4,12 @@ Three parts, small enough to ship and to draw several pictures a second on one c
 
 1. `EmbeddingReader` turns an embedding into a condition: centre, project on the main directions, half-whiten, unit
    length. Length and fine directions are dropped on purpose: an embedding that came over a bridge has neither right.
-2. `LatentFlow` draws a 12 × 12 latent picture from noise under that condition: conditional flow matching (Lipman et
+2. `LatentFlow` draws an 8 × 8 latent picture from noise under that condition: conditional flow matching (Lipman et
    al. 2023, section 4) with a transformer whose layers are modulated by the condition (Peebles & Xie 2023, section
    3.2; one shared modulation as in PixArt-α, Chen et al. 2024, section 2.3) and classifier-free guidance (Ho & Salimans
    2022). It also reads a ridge regression's guess of the latent, which spares it learning where things lie.
-3. `Autoencoder` turns latents into pixels (Rombach et al. 2022, section 3.1; the latent is normalised per place, so
-   that it needs no statistics, and noised in training, so that the decoder forgives the flow's errors).
+3. `Autoencoder` turns latents into pixels (Rombach et al. 2022, section 3.1), trained with noised latents so that it
+   forgives the flow's errors.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class ImageDecoderConfig:
     space: str = "efficientnet_lite0"
     dim: int = 1280
     directions: int = 128  # of the embedding that are read
-    picture: int = 96  # side in pixels that is drawn, then enlarged to OUTPUT
-    channels: int = 8  # of the latent, which is picture / 8 on a side
+    picture: int = 64  # side in pixels that is drawn, then enlarged to OUTPUT
+    channels: int = 12  # of the latent, which is picture / 8 on a side
     widths: tuple[int, int, int] = (32, 64, 112)  # of the autoencoder at 1/2, 1/4 and 1/8 of the side
     flow_width: int = 224
     flow_layers: int = 5
@@ -70,11 +70,18 @@ class ResidualBlock(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures `[B, 3, S, S]` in [-1, 1] to latents `[B, C, S/8, S/8]` of unit mean square per place, and back."""
+    """Pictures `[B, 3, S, S]` in [-1, 1] to latents `[B, C, S/8, S/8]` of zero mean and unit variance, and back.
+
+    Both ways are a linear map of 8 × 8 patches, begun at their principal components, plus a network, begun at zero.
+    """
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, config: ImageDecoderConfig) -> None:
         super().__init__()
         fine, middle, coarse = config.widths
+        self.patches = nn.Conv2d(3, config.channels, 8, stride=8)
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(2),
             nn.Conv2d(12, fine, 3, padding=1),
@@ -85,6 +92,7 @@ class Autoencoder(nn.Module):
             ResidualBlock(coarse),
             nn.Conv2d(coarse, config.channels, 1),
         )
+        self.paint = nn.ConvTranspose2d(config.channels, 3, 8, stride=8)
         self.decoder = nn.Sequential(
             nn.Conv2d(config.channels, coarse, 3, padding=1),
             ResidualBlock(coarse),
@@ -96,21 +104,43 @@ class Autoencoder(nn.Module):
             nn.Conv2d(middle, 4 * fine, 1),
             nn.PixelShuffle(2),
             ResidualBlock(fine),
-            ResidualBlock(fine),
             nn.Conv2d(fine, 12, 3, padding=1),
             nn.PixelShuffle(2),
         )
+        for last in (self.encoder[-1], self.decoder[-2]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.register_buffer("shift", torch.zeros(config.channels, 1, 1))
+        self.register_buffer("scale", torch.ones(config.channels, 1, 1))
+
+    @torch.no_grad()
+    def begin(self, pictures: Tensor) -> None:
+        """Set the linear maps to the first principal components of the 8 × 8 patches of `pictures`."""
+        patches = F.unfold(pictures, 8, stride=8).transpose(1, 2).reshape(-1, 192).double()  # [B · places, 192]
+        mean = patches.mean(dim=0)
+        variance, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
+        basis = directions.T.flip(0)[: len(self.shift)]  # [C, 192], the strongest first
+        deviation = variance.flip(0)[: len(self.shift), None].clamp_min(1e-8).sqrt()
+        self.patches.weight.copy_((basis / deviation).view_as(self.patches.weight))
+        self.patches.bias.copy_(-(basis / deviation) @ mean)
+        self.paint.weight.copy_((basis * deviation).view_as(self.paint.weight))
+        self.paint.bias.copy_(mean.view(3, 64).mean(dim=1))
+
+    @torch.no_grad()
+    def settle(self, latents: Tensor) -> Tensor:
+        """Make these `latents` of all pictures have zero mean and unit variance per channel from now on; return them."""
+        mean, deviation = latents.mean(dim=(0, 2, 3))[:, None, None], latents.std(dim=(0, 2, 3))[:, None, None]
+        self.shift += self.scale * mean
+        self.scale *= deviation
+        return (latents - mean) / deviation
 
     def encode(self, pictures: Tensor) -> Tensor:
-        return unit_places(self.encoder(pictures))
+        latents = self.patches(pictures) + self.encoder(pictures)
+        return (4 * torch.tanh(latents / 4) - self.shift) / self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(latents)
-
-
-def unit_places(latents: Tensor) -> Tensor:
-    """Scale every place's channels to mean square 1."""
-    return latents * torch.rsqrt(latents.square().mean(dim=1, keepdim=True) + 1e-6)
+        latents = latents * self.scale + self.shift
+        return self.paint(latents) + self.decoder(latents)
 
 
 class EmbeddingReader(nn.Module):
@@ -244,7 +274,7 @@ class BuiltinImageDecoder(nn.Module):
         guess = self.flow.guess(condition)
         noise = np.random.default_rng([seed % 2**64, index]).standard_normal(tuple(guess.shape), dtype=np.float32)
         latent = sample(self.flow, torch.from_numpy(noise).to(device), condition, guess, config.steps, config.guidance)
-        pixels = self.autoencoder.decode(unit_places(latent))[0]
+        pixels = self.autoencoder.decode(latent)[0]
         return enlarge(pixels)
 
     def save_pretrained(self, path: str | Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +29,6 @@ from diffusion.decoders.builtin_image import (
     BuiltinImageDecoder,
     ImageDecoderConfig,
     LatentFlow,
-    unit_places,
     unit_rows,
 )
 
@@ -43,15 +43,15 @@ class ImageTrainingConfig:
     """How long and how hard; the defaults are those of the shipped weights."""
 
     decoder: ImageDecoderConfig = field(default_factory=ImageDecoderConfig)
-    variations: int = 10  # of every picture, if the trainer is given the encoder
-    autoencoder_steps: int = 5000
+    variations: int = 5  # of every picture, if the trainer is given the encoder
+    autoencoder_steps: int = 1200
     autoencoder_batch: int = 16
     autoencoder_rate: float = 1e-3
-    flow_steps: int = 6000
+    flow_steps: int = 5000
     flow_batch: int = 64
     flow_rate: float = 1e-3
-    save_every: int = 500
-    average: float = 0.999  # decay of the average of the flow's weights that is kept
+    save_every: int = 200
+    average: float = 0.998  # decay of the average of the flow's weights that is kept
 
 
 def train_image_decoder(
@@ -94,8 +94,10 @@ def train_image_decoder(
 
     pixels, vectors, owner = _collect(images, values, config, seed, checkpoint_dir, embed, lambda n: report(n, total))
     loop = _Loop(accelerator, seed, checkpoint_dir, config.save_every)
+    if start is None:
+        decoder.autoencoder.begin(_pictures(pixels[:: max(1, len(pixels) // 1000)], accelerator.device))
     _train_autoencoder(decoder, pixels, config, loop, lambda n: report(len(images) + n, total))
-    latents = _encode_all(decoder, pixels, accelerator.device)
+    latents = decoder.autoencoder.settle(_encode_all(decoder, pixels, loop))
     if start is None:
         decoder.reader.fit(torch.from_numpy(values).to(accelerator.device))
     conditions = decoder.reader(torch.from_numpy(vectors).to(accelerator.device))
@@ -237,7 +239,7 @@ class _Loop:
         stage_number = int.from_bytes(hashlib.sha256(stage.encode()).digest()[:4], "little")
         module.train()
         for step in range(begin, steps):
-            cosine = 0.5 * (1 + np.cos(np.pi * step / steps))
+            cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / warm) * max(cosine, 0.01)
             rng = np.random.default_rng([self.seed, stage_number, step])
@@ -289,7 +291,7 @@ def _train_autoencoder(
             latents = autoencoder.encode(batch)
             noise = torch.randn(latents.shape, generator=generator, device=latents.device)
             strength = 0.3 * torch.rand(len(latents), 1, 1, 1, generator=generator, device=latents.device)
-            drawn = autoencoder.decode(unit_places(latents + strength * noise)).float()
+            drawn = autoencoder.decode(latents + strength * noise).float()
         return picture_loss(drawn, batch)
 
     steps, rate = config.autoencoder_steps, config.autoencoder_rate
@@ -297,9 +299,9 @@ def _train_autoencoder(
 
 
 def picture_loss(drawn: Tensor, real: Tensor) -> Tensor:
-    """Mean absolute difference of pixels, and of horizontal and vertical differences, at full and at half size."""
+    """Mean absolute difference of pixels and of their differences to neighbours, at full, half and quarter size."""
     loss = torch.zeros((), device=drawn.device)
-    for _ in range(2):
+    for _ in range(3):
         error = drawn - real
         loss = loss + error.abs().mean() + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         drawn, real = F.avg_pool2d(drawn, 2), F.avg_pool2d(real, 2)
@@ -312,9 +314,11 @@ def _pictures(pixels: np.ndarray, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def _encode_all(decoder: BuiltinImageDecoder, pixels: np.ndarray, device: torch.device) -> Tensor:
-    encode = decoder.autoencoder.encode
-    return torch.cat([encode(_pictures(pixels[i : i + 64], device)) for i in range(0, len(pixels), 64)])
+def _encode_all(decoder: BuiltinImageDecoder, pixels: np.ndarray, loop: _Loop) -> Tensor:
+    encode, device = decoder.autoencoder.encode, loop.accelerator.device
+    with loop.autocast():
+        parts = [encode(_pictures(pixels[i : i + 64], device)).float() for i in range(0, len(pixels), 64)]
+    return torch.cat(parts)
 
 
 # --- stage 2: the flow ------------------------------------------------------------------------------------------------
