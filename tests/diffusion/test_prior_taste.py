@@ -14,8 +14,8 @@ from diffusion.training import train_prior
 
 CLUSTERS, DIM = 10, 32
 SMALL = PriorConfig(
-    width=64, depth=2, heads=2, context_width=32, max_history=20, batch_size=64, targets=4, steps=250, learning_rate=3e-3,
-    ema_decay=0.97,
+    width=64, depth=2, heads=2, context_width=32, max_history=20, batch_size=64, targets=4, steps=250,
+    learning_rate=3e-3, ema_decay=0.97,
 )  # fmt: skip
 
 
