@@ -351,7 +351,7 @@ def tokenize(workspace: Workspace, recipe: Recipe) -> Built:
         tokenizer.save(folder / "tokenizer")
         ids.save(folder / "ids")
         used = ", ".join(f"{share:.0%}" for share in report["use"])
-        print(f"  {len(ids):,} semantic IDs, {report['collisions']} shared; codes in use per level: {used}")
+        print(f"  {len(ids):,} semantic IDs, {report['collisions']:.0f} shared; codes in use per level: {used}")
         catalog = Catalog.load(workspace.require("catalog").path)
         labels = describe_prefixes(ids, [catalog.describe(i) for i in range(len(catalog))])
         write_text(folder / "diagnostics.json", json.dumps(json_able(report), indent=1))

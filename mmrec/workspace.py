@@ -5,7 +5,7 @@
 done the folder is renamed and the symlink replaced in one step: readers see the old artifact or the new, never half.
 
 ``artifact.json`` in every version says what it was made from: the fingerprints of its inputs, its options, and a
-SHA-256 per file. A stage whose fingerprint is unchanged is skipped; a stale, foreign or damaged one is refused with the
+SHA-256 per file. The fingerprint covers mmrec's own version too, since defaults change with it. A stage whose fingerprint is unchanged is skipped; a stale, foreign or damaged one is refused with the
 command that mends it.
 """
 
@@ -24,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mmrec import __version__
 from mmrec.errors import MmrecError, StaleArtifact
 
 CHECKPOINTS = ".checkpoint"
@@ -147,7 +148,8 @@ class Workspace:
         Returns:
             The artifact, and whether it was built (False: it was fresh).
         """
-        fingerprint = fingerprint_of({"stage": stage, "inputs": dict(inputs), "options": dict(options)})
+        told = {"stage": stage, "version": __version__, "inputs": dict(inputs), "options": dict(options)}
+        fingerprint = fingerprint_of(told)
         with self.lock():
             try:
                 artifact = self.current(stage)
