@@ -5,8 +5,8 @@
 done the folder is renamed and the symlink replaced in one step: readers see the old artifact or the new, never half.
 
 ``artifact.json`` in every version says what it was made from: the fingerprints of its inputs, its options, and a
-SHA-256 per file. The fingerprint covers mmrec's own version too, since defaults change with it. A stage whose fingerprint is unchanged is skipped; a stale, foreign or damaged one is refused with the
-command that mends it.
+SHA-256 per file. The fingerprint covers mmrec's own version too, since defaults change with it. A stage whose
+fingerprint is unchanged is skipped; a stale, foreign or damaged one is refused with the command that mends it.
 """
 
 from __future__ import annotations
