@@ -32,6 +32,7 @@ from mmrec.workspace import (
 
 if TYPE_CHECKING:
     from encoders.base import Encoder
+    from encoders.fusion import FusionConfig
 
 Built = tuple[Artifact, bool]
 Config = TypeVar("Config")
@@ -299,12 +300,43 @@ def fuse(workspace: Workspace, recipe: Recipe) -> Built:
                 from_item = Bridge.fit(vectors[present], known, recipe.seed)
                 from_item.save(folder / "bridges" / f"item_to_{modality}")
                 told[f"item_to_{modality}"] = from_item.held_out
+        told |= words_alone(data, config, recipe.seed)
         write_text(folder / "bridges.json", json.dumps(json_able(told), indent=1))
         for name, held_out in told.items():
             found, chance = held_out["recall@10"], held_out["chance"]
-            print(f"  bridge {name}: recall@10 {found:.2f} on held-out items (chance {chance:.3f})")
+            print(f"  {name.replace('_', ' ')}: recall@10 {found:.2f} on held-out items (chance {chance:.3f})")
 
     return workspace.build("vectors", inputs, options, write)
+
+
+def words_alone(data: Embeddings, config: FusionConfig, seed: int) -> dict[str, dict[str, float]]:
+    """How well words find a picture or a sound that has no words of its own: ``text_to_unseen_<modality>``.
+
+    The fusion is fitted without a fifth of the items; of those, the words ask and the picture (or sound) alone answers.
+    This is the hard question. The bridges' own figures are easier: their targets hold the words too.
+    """
+    from encoders.fusion import Fusion
+
+    told = {}
+    for modality in sorted(set(data.present) - {"text"}) if "text" in data.present else []:
+        both = np.flatnonzero(data.present[modality] & data.present["text"])
+        if len(both) < 50:
+            continue
+        asked = np.random.default_rng(seed).permutation(both)[: len(both) // 5]
+        rest = np.setdiff1d(np.arange(len(data.present["text"])), asked)
+        vectors = {m: x[rest] for m, x in data.vectors.items()}
+        present = {m: p[rest] for m, p in data.present.items()}
+        fusion = Fusion.fit(vectors, present, None, config, seed)
+        words = fusion.transform({"text": data.vectors["text"][asked]})
+        answers = fusion.transform({modality: data.vectors[modality][asked]})
+        scores = words @ answers.T
+        better = (scores > scores.diagonal()[:, None]).sum(axis=1)
+        told[f"text_to_unseen_{modality}"] = {
+            "recall@10": float((better < 10).mean()),
+            "chance": min(1.0, 10 / len(asked)),
+            "n": float(len(asked)),
+        }
+    return told
 
 
 def has_log(workspace: Workspace) -> bool:
