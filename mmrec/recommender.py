@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from diffusion.prior import Dials
     from encoders.base import Encoder
 
+ALIKE = 0.35
+"""Cosine from which one item is given as the reason for another."""
 CANDIDATES = 200
 """How many of the retriever's best items the dials of `Recommender.recommend` re-weigh."""
 
@@ -564,7 +566,11 @@ class Recommender:
             return said or "liked by many"
         likeness = self.vectors[liked] @ self.vectors[row]
         best = int(liked[likeness.argmax()])
-        near = f"because you liked {self.catalog.titles[best] or self.catalog.item_ids[best]}"
+        near = "people with a taste like yours went on to it"
+        if likeness.max() >= ALIKE:
+            near = f"because you liked {self.catalog.titles[best] or self.catalog.item_ids[best]}"
+        elif said:
+            return said
         return f"{said}, {near}" if said else near
 
     def _item(self, row: int, score: float, reason: str) -> Item:
