@@ -258,6 +258,19 @@ def search(
 
 
 @app.command()
+def show(item: Annotated[str, typer.Argument(help="An item id.")], workspace: Folder = HERE) -> None:
+    """All that is known of an item: words, metadata, what its semantic ID says, how it sounds."""
+    recommender = _recommender(workspace)
+    told = recommender.describe(item)
+    rows = [("title", told["title"]), ("text", told["text"]), ("liked by", f"{told['liked_by']:,} people")]
+    rows += [(str(name), str(value)) for name, value in told["metadata"].items()]
+    rows += [(f"code {level}", f"{code}  {label}") for level, (code, label) in enumerate(told["code"], 1)]
+    rows += [(f"sound: {name}", str(value)) for name, value in told.get("sound", {}).items()]
+    _print_table(item, ("", ""), rows)
+    _table("Nearest items", recommender.similar(item, k=5))
+
+
+@app.command()
 def generate(
     what: Annotated[str, typer.Argument(help="images or music.")],
     workspace: Folder = HERE,

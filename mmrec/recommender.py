@@ -94,10 +94,20 @@ class Recommender:
     Everybody a method is asked about is described by any mix of ``user`` (an id in the log), ``likes`` and
     ``dislikes`` (item ids; newest last). A new person needs no training.
 
-    Examples:
-        >>> from mmrec import Recommender
-        >>> recommender = Recommender.load("workspaces/demo")           # doctest: +SKIP
-        >>> recommender.recommend(likes=["pic-red-apple"], k=3)         # doctest: +SKIP
+    The examples below run over a small workspace, opened as ``recommender = Recommender.load("workspaces/demo")``:
+
+    >>> liked = [item.item_id for item in recommender.starters(3)]
+    >>> found = recommender.recommend(likes=liked, k=5)
+    >>> len(found), any(item.item_id in liked for item in found)
+    (5, False)
+    >>> imagined = recommender.imagine(likes=liked, text="fruit", n=4, k=6)
+    >>> len(imagined.dreams), len(imagined.items)
+    (4, 6)
+    >>> all(0 <= dream.novelty <= 1 for dream in imagined.dreams)
+    True
+    >>> picture = next(item for item in imagined.items if item.image)
+    >>> recommender.search(image=picture.image, k=1)[0].item_id == picture.item_id
+    True
     """
 
     def __init__(self, workspace: Workspace, recipe: Recipe, catalog: Catalog, vectors: np.ndarray) -> None:
@@ -289,6 +299,29 @@ class Recommender:
         scores, found = self.index.search(self.steer(modality, what)[None], k)
         reason = f"near “{text}”" if text else f"near the {'picture' if image else 'sound'}"
         return [self._item(int(i), float(s), reason) for s, i in zip(scores[0], found[0], strict=True) if i >= 0]
+
+    def describe(self, item_id: str) -> dict[str, Any]:
+        """What is known of an item: its words and metadata, what its semantic ID says, and how it sounds.
+
+        ``code`` holds a (code, label) per level; the label is what the items under that prefix share. ``sound`` holds
+        tempo, key, timbre and the like, worked out from the file on the spot (about a second).
+        """
+        row = self._rows([item_id])[0]
+        code = [int(c) for c in self.ids.codes[row]]
+        prefixes = ["/".join(map(str, code[: level + 1])) for level in range(len(code))]
+        told: dict[str, Any] = {
+            "title": self.catalog.titles[row],
+            "text": self.catalog.texts[row],
+            "metadata": self.catalog.metadata[row],
+            "code": [(c, self.labels.get(prefix, "")) for c, prefix in zip(code, prefixes, strict=True)],
+            "liked_by": int(self._popularity[row]),
+        }
+        sound = self.catalog.audio_path(row)
+        if sound is not None:
+            from encoders.audio import explain_audio
+
+            told["sound"] = explain_audio(read_media(str(sound), "audio"))
+        return told
 
     def similar(self, item_id: str, k: int = 10) -> list[Item]:
         """Items nearest to one of the catalog, best first, itself left out."""

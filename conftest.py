@@ -22,6 +22,14 @@ prior: {width: 64, depth: 2, heads: 2, context_width: 32, steps: 80, batch_size:
 """
 
 
+@pytest.fixture(autouse=True)
+def _facade_for_doctests(request: pytest.FixtureRequest, doctest_namespace: dict[str, object]) -> None:
+    if request.node.name.startswith("mmrec.recommender"):
+        from mmrec import Recommender
+
+        doctest_namespace["recommender"] = Recommender.load(request.getfixturevalue("tiny_workspace"))
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
