@@ -86,23 +86,30 @@ class Workspace:
         if not (link / "artifact.json").is_file():
             return None
         version = link.resolve()
-        if version in self._verified:
-            return self._verified[version]
-        damaged = f"{link} is damaged"
+        if version not in self._verified:
+            try:
+                self._verified[version] = self._read(stage, version)
+            except StaleArtifact:
+                if link.resolve() == version:
+                    raise
+                return self.current(stage)  # it was replaced while it was read
+        return self._verified[version]
+
+    def _read(self, stage: str, version: Path) -> Artifact:
+        damaged = f"{self.root / stage} is damaged"
         try:
             record = json.loads((version / "artifact.json").read_text(encoding="utf-8"))
             artifact = Artifact(
                 stage, version, record["fingerprint"], record["inputs"], record["options"], record["files"]
             )
-        except (ValueError, KeyError, TypeError) as error:
+            if record["stage"] != stage:
+                raise StaleArtifact(f"{version} holds the artifact of stage {record['stage']!r}", mend=self.mend(stage))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StaleArtifact(f"{damaged}: artifact.json cannot be read ({error})", mend=self.mend(stage)) from error
         for name, checksum in artifact.files.items():
             file = version / name
             if not file.is_file() or _sha256(file) != checksum:
                 raise StaleArtifact(f"{damaged}: {name} is missing or not what was written", mend=self.mend(stage))
-        if record["stage"] != stage:
-            raise StaleArtifact(f"{link} holds the artifact of stage {record['stage']!r}", mend=self.mend(stage))
-        self._verified[version] = artifact
         return artifact
 
     def require(self, stage: str) -> Artifact:
@@ -151,22 +158,26 @@ class Workspace:
         told = {"stage": stage, "version": __version__, "inputs": dict(inputs), "options": dict(options)}
         fingerprint = fingerprint_of(told)
         with self.lock():
+            self._clear_the_way(stage)
             try:
                 artifact = self.current(stage)
             except StaleArtifact:
                 artifact = None
             if artifact is not None and artifact.fingerprint == fingerprint and not force:
                 return artifact, False
-            version = self.root / ".versions" / f"{stage}-{fingerprint}"
+            version = self._finished(stage, fingerprint)
+            if version is not None and not force:  # a run was killed between its last file and the symlink
+                self._point(stage, version)
+                self._sweep(stage, keep=version)
+                return self.require(stage), True
+            version = self._unused(stage, fingerprint)
             work = self.root / ".partial" / f"{stage}-{fingerprint}"
-            if version.exists():
-                self._verified.pop(version.resolve(), None)
-                shutil.rmtree(version)
             work.mkdir(parents=True, exist_ok=True)
             write(work)
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
             for leftover in work.rglob(".*"):  # temporary files of a killed run
-                leftover.unlink()
+                if leftover.is_file():
+                    leftover.unlink()
             files = {
                 str(file.relative_to(work)): _sha256(file)
                 for file in sorted(work.rglob("*"))
@@ -204,10 +215,39 @@ class Workspace:
         finally:
             lock.release()
 
+    def _finished(self, stage: str, fingerprint: str) -> Path | None:
+        """A whole version with this fingerprint, whether or not the symlink has come to it yet."""
+        for version in sorted((self.root / ".versions").glob(f"{stage}-{fingerprint}*")):
+            try:
+                self._read(stage, version)
+                return version
+            except StaleArtifact:
+                continue
+        return None
+
+    def _unused(self, stage: str, fingerprint: str) -> Path:
+        """Where a new version goes: never onto the one that readers have before them."""
+        version = self.root / ".versions" / f"{stage}-{fingerprint}"
+        again = 1
+        while version.exists():
+            again += 1
+            version = version.with_name(f"{stage}-{fingerprint}-{again}")
+        return version
+
+    def _clear_the_way(self, stage: str) -> None:
+        """Refuse to start where a folder of somebody's own stands in the symlink's place; a copied artifact may go."""
+        link = self.root / stage
+        if link.is_symlink() or not link.exists():
+            return
+        if not (link / "artifact.json").is_file():
+            raise MmrecError(f"{link} is in the way: an artifact would be put there", mend=f"move {link} elsewhere")
+        (self.root / ".versions").mkdir(exist_ok=True)
+        version = self._unused(stage, "copied")
+        os.replace(link, version)
+        self._point(stage, version)
+
     def _point(self, stage: str, version: Path) -> None:
         link = self.root / stage
-        if link.exists() and not link.is_symlink():
-            raise MmrecError(f"{link} is in the way: an artifact would be put there", mend=f"move {link} elsewhere")
         fresh = self.root / f".{stage}.link"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(version.relative_to(self.root), target_is_directory=True)
