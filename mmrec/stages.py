@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,28 +50,29 @@ PAIR_WINDOW = 3
 def ingest(workspace: Workspace, recipe: Recipe) -> list[Built]:
     """Read the catalog and, if there is one, the log of who liked what."""
     source = recipe.source
-    log: Path | None
     if source.dataset is not None:
         told = {"dataset": source.dataset, "options": source.options, "seed": recipe.seed}
         identity = {"source": fingerprint_of(told)}
-        files = None
-        known = {artifact.inputs.get("source") for artifact in _lying(workspace, "catalog", "interactions")}
-        if known != {identity["source"]} or len(_lying(workspace, "catalog", "interactions")) < 2:
-            from mmrec.datasets import prepare
-
-            with progress(f"preparing {source.dataset}") as tick:
-                files = prepare(source.dataset, workspace.root / "sources", progress=tick, **source.options)
-        catalog_file = files.catalog if files else None
-        log, media_root = (files.interactions, files.media_root) if files else (None, None)
         log_identity: dict[str, str] | None = identity
     elif source.catalog is not None:
-        catalog_file, log, media_root = source.catalog, source.log, source.media_root
         identity = {"source": fingerprint_of_source(source.catalog)}
-        log_identity = {"source": fingerprint_of_source(log)} if log else None
+        log_identity = {"source": fingerprint_of_source(source.log)} if source.log else None
     else:
         raise MmrecError("the recipe names no source", mend="set source.dataset, or source.catalog and source.log")
 
+    @cache
+    def files() -> tuple[Path | None, Path | None, Path | None]:
+        """The catalog, the log and where media lie; a named dataset is prepared only when it is read."""
+        if source.dataset is None:
+            return source.catalog, source.log, source.media_root
+        from mmrec.datasets import prepare
+
+        with progress(f"preparing {source.dataset}") as tick:
+            made = prepare(source.dataset, workspace.root / "sources", progress=tick, **source.options)
+        return made.catalog, made.interactions, made.media_root
+
     def write_catalog(folder: Path) -> None:
+        catalog_file, _, media_root = files()
         assert catalog_file is not None
         with progress("reading the catalog") as tick:
             report = ingest_catalog(
@@ -85,6 +87,7 @@ def ingest(workspace: Workspace, recipe: Recipe) -> list[Built]:
         item_ids = Catalog.load(built[0][0].path).item_ids
 
         def write_log(folder: Path) -> None:
+            log = files()[1]
             assert log is not None
             with progress("reading the log", unit="events") as tick:
                 report = ingest_interactions(
@@ -136,11 +139,11 @@ def embed(workspace: Workspace, recipe: Recipe) -> Built:
     names = {modality: name for modality in MODALITIES if (name := getattr(recipe.encoders, modality))}
     names = {modality: name for modality, name in names.items() if any(_media(catalog, modality))}
     media = [
-        (str(path), stat.st_size, stat.st_mtime_ns)
+        (path, *_size_and_time(Path(path)))
         for modality in names
         if modality != "text"
         for path in _media(catalog, modality)
-        if path and (stat := Path(path).stat())
+        if path
     ]
     inputs = {"catalog": source.fingerprint, "media": fingerprint_of(media)}
     return workspace.build("embeddings", inputs, {"encoders": names}, lambda folder: _embed(catalog, names, folder))
@@ -226,6 +229,15 @@ def read_media(what: str, modality: str) -> Any:
     from encoders.media import read_audio, read_image
 
     return read_image(Path(what)) if modality == "image" else read_audio(Path(what))
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Of a file; zeros if it is gone, which the reader then says."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _media(catalog: Catalog, modality: str) -> list[str]:
@@ -669,10 +681,6 @@ def configure(config: type[Config], options: dict[str, Any], where: str) -> Conf
 
 def _inputs(workspace: Workspace, *stages: str) -> dict[str, str]:
     return {stage: workspace.require(stage).fingerprint for stage in stages}
-
-
-def _lying(workspace: Workspace, *stages: str) -> list[Artifact]:
-    return [artifact for stage in stages if (artifact := workspace.current(stage)) is not None]
 
 
 def _trained(what: str, train: Callable[[Tick], Any]) -> Any:
