@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from apps.cards import cover, item_of, strip
-from apps.session import Person, become, new_guest, notice, person, rate, recommender, users, workspace_root
+from apps.session import Person, become, keep_dials, new_guest, notice, person, rate, recommender, users, workspace_root
 from mmrec.errors import MmrecError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def main() -> None:
         ],
         position="top",
     )
+    keep_dials()
     try:
         now = recommender()
         who = person()

@@ -22,7 +22,7 @@ from mmrec.workspace import MENDS
 if TYPE_CHECKING:
     from mmrec import Recommender
 
-UPLOAD_MB = 25
+UPLOAD_MB = 20
 UPLOAD_TYPES = {
     "image": ["png", "jpg", "jpeg", "webp", "gif", "bmp"],
     "audio": ["wav", "ogg", "flac", "mp3"],
@@ -113,6 +113,20 @@ def new_guest() -> str:
 def become(key: str) -> None:
     """Change who this session is for; the address keeps it over a reload."""
     st.session_state["person"] = key
+
+
+def dial(name: str, value: Any) -> str:
+    """The key of a dial of a page, which starts at ``value`` and keeps where it was put while other pages are shown."""
+    key = f"dial-{name}"
+    st.session_state[key] = st.session_state.get(key, value)
+    return key
+
+
+def keep_dials() -> None:
+    """Set the dials of pages that are not shown to what they are: Streamlit forgets what is not set or drawn."""
+    for key in st.session_state:
+        if str(key).startswith("dial-"):
+            st.session_state[key] = st.session_state[key]
 
 
 def rate(key: str, item_id: str, preference: float, origin: str) -> None:

@@ -12,14 +12,15 @@ import numpy as np
 import streamlit as st
 
 from apps.cards import as_address, cover, drawn_cover, grid, heading, section
-from apps.session import UPLOAD_TYPES, Person, has, kindly, opinions, person, rate, recommender, uploaded
+from apps.session import UPLOAD_TYPES, Person, dial, has, kindly, opinions, person, rate, recommender, uploaded
 from mmrec import Dials
 
 if TYPE_CHECKING:
     from mmrec import Recommender
     from mmrec.recommender import Creation, Imagination
 
-MEDIA = {None: "As they come", "image": "Pictures", "audio": "Music"}
+EITHER = "either"
+MEDIA = {EITHER: "Either", "image": "Pictures", "audio": "Music"}
 STEPS = [1, 2, 4, 8, 16]
 NOVELTY = (
     (0.25, "much like what exists"),
@@ -47,33 +48,31 @@ class Wish:
 
 def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
     """The dials, and the uploaded file."""
-    media: list[Literal["image", "audio"] | None] = [None, "image", "audio"]
-    media = [m for m in media if m is None or m in now.spaces]
     with st.container(border=True, key="dials"):
-        left, middle, right = st.columns([1.5, 1.5, 1.2], gap="large")
-        text = left.text_input("Toward these words", placeholder="a friendly sea animal")
-        avoid = middle.text_input("Away from these words", placeholder="machines")
-        medium = right.segmented_control(
-            "Made as", media, default=media[0], format_func=MEDIA.__getitem__, disabled=len(media) < 3
-        )
-        temperature = left.slider(
-            "Exploration", 0.0, 2.0, 1.0, 0.1, help="How widely the dreams differ: 0 gives one safe dream, 2 wild ones."
-        )
-        n = middle.slider("How many dreams", 1, 12, 6, key="dreams-n")
-        with right.container(horizontal=True, vertical_alignment="bottom"):
-            st.session_state.setdefault("seed", 0)
-            seed = st.number_input("Seed", 0, 2**31 - 1, key="seed", step=1, width=110)
-            st.button("Dream again", type="primary", icon=":material/auto_awesome:", on_click=_again, key="again")
-        with st.expander("More dials: strengths, a picture or a sound to steer by"):
+        left, middle, right = st.columns([1.4, 1.4, 1.2], gap="large", vertical_alignment="bottom")
+        text = left.text_input("Toward these words", placeholder="a friendly sea animal", key=dial("toward", ""))
+        avoid = middle.text_input("Away from these words", placeholder="machines", key=dial("away", ""))
+        media = [medium for medium in MEDIA if medium == EITHER or medium in now.spaces]
+        called = MEDIA.__getitem__
+        medium = right.segmented_control("Made as", media, format_func=called, key=dial("medium", EITHER))
+        widely = "How widely the dreams differ: 0 gives one safe dream, 2 gives wild ones."
+        temperature = left.slider("Exploration", 0.0, 2.0, step=0.1, key=dial("temperature", 1.0), help=widely)
+        n = middle.slider("How many dreams", 1, 12, key=dial("n", 6))
+        icon = ":material/auto_awesome:"
+        right.button("Dream again", type="primary", icon=icon, on_click=_again, key="again", width="stretch")
+        with st.expander("More dials: strengths, steps, a picture or a sound to steer by"):
             one, two, three = st.columns(3, gap="large")
-            likes = one.slider("Pull of the likes", 0.0, 4.0, 1.0, 0.25)
-            dislikes = one.slider("Push of the dislikes", 0.0, 4.0, 1.0, 0.25)
-            words = two.slider("Pull of the words", 0.0, 4.0, 1.5, 0.25, disabled=not text)
-            away = two.slider("Push of the words to avoid", 0.0, 4.0, 1.0, 0.25, disabled=not avoid)
-            steps = two.select_slider("Steps of the sampler", STEPS, 8, help="More steps are finer and slower.")
+            likes = one.slider("Pull of the likes", 0.0, 4.0, step=0.25, key=dial("likes", 1.0))
+            dislikes = one.slider("Push of the dislikes", 0.0, 4.0, step=0.25, key=dial("dislikes", 1.0))
+            seed = one.number_input("Seed", 0, 2**31 - 1, key=dial("seed", 0), help="Same seed, same dreams.")
+            words = two.slider("Pull of the words", 0.0, 4.0, step=0.25, disabled=not text, key=dial("text", 1.5))
+            push = two.slider("Push of the words", 0.0, 4.0, step=0.25, disabled=not avoid, key=dial("push", 1.0))
+            steps = two.select_slider("Steps", STEPS, key=dial("steps", 8), help="More steps are finer and slower.")
             kinds = [suffix for kind in ("image", "audio") if kind in now.spaces for suffix in UPLOAD_TYPES[kind]]
             file = three.file_uploader("Toward this picture or sound", type=kinds, key="steer") if kinds else None
-            pull = three.slider("Pull of the upload", 0.0, 4.0, 1.5, 0.25, disabled=file is None)
+            pull = three.slider(
+                "Pull of the upload", 0.0, 4.0, step=0.25, disabled=file is None, key=dial("upload", 1.5)
+            )
     kind = None
     if file is not None:
         kind = "image" if file.name.rsplit(".", 1)[-1].lower() in UPLOAD_TYPES["image"] else "audio"
@@ -83,43 +82,51 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
         text.strip(),
         avoid.strip(),
         (kind, file.file_id) if file is not None and kind else None,
-        Dials(likes=likes, dislikes=dislikes, text=words, image=pull, audio=pull, avoid=away, temperature=temperature),
+        Dials(likes=likes, dislikes=dislikes, text=words, image=pull, audio=pull, avoid=push, temperature=temperature),
         steps,
         n,
         int(seed),
-        medium,
+        "image" if medium == "image" else "audio" if medium == "audio" else None,
     )
     return wish, file
 
 
 def _again() -> None:
-    st.session_state["seed"] = (st.session_state["seed"] + 1) % 2**31
+    st.session_state["dial-seed"] = (st.session_state["dial-seed"] + 1) % 2**31
 
 
-def dream(now: Recommender, who: Person, wish: Wish, file: Any) -> tuple[Imagination, list[Creation]]:
-    """The dreams of a wish, made anew only if the wish changed."""
+def dream(now: Recommender, who: Person, wish: Wish, file: Any) -> Imagination:
+    """The dreams of a wish, dreamt anew only if the wish changed."""
     lately = st.session_state.get("dreamt")
-    if lately is not None and lately[0] == wish:
-        return lately[1], lately[2]
-    with uploaded(file) as path, st.spinner("Dreaming"):
+    if lately is None or lately[0] != wish:
         kind = wish.upload[0] if wish.upload else ""
-        imagination = now.imagine(
-            **who.taste,
-            text=wish.text,
-            avoid=wish.avoid,
-            image=path if kind == "image" else None,
-            audio=path if kind == "audio" else None,
-            n=wish.n,
-            k=10,
-            steps=wish.steps,
-            dials=wish.dials,
-            seed=wish.seed,
-        )
-    with st.spinner("Drawing and playing"):
+        with uploaded(file) as path, st.spinner("Dreaming"):
+            imagination = now.imagine(
+                **who.taste,
+                text=wish.text,
+                avoid=wish.avoid,
+                image=path if kind == "image" else None,
+                audio=path if kind == "audio" else None,
+                n=wish.n,
+                k=10,
+                steps=wish.steps,
+                dials=wish.dials,
+                seed=wish.seed,
+            )
+        lately = st.session_state["dreamt"] = (wish, imagination)
+    return lately[1]
+
+
+def create(now: Recommender, who: Person, wish: Wish, imagination: Imagination) -> list[Creation]:
+    """The dreams of a wish as pictures and music, made anew only if the wish changed."""
+    lately = st.session_state.get("created")
+    if lately is None or lately[0] != wish:
         likes, dislikes = opinions(now, who)
-        creations = now.create(imagination.dreams, likes=likes, dislikes=dislikes, medium=wish.medium, seed=wish.seed)
-    st.session_state["dreamt"] = (wish, imagination, creations)
-    return imagination, creations
+        taste = {"likes": likes, "dislikes": dislikes}
+        with st.spinner("Drawing and playing"):
+            creations = now.create(imagination.dreams, **taste, medium=wish.medium, seed=wish.seed)
+        lately = st.session_state["created"] = (wish, creations)
+    return lately[1]
 
 
 def show(who: Person, creation: Creation, number: int) -> None:
@@ -160,7 +167,7 @@ def judge(key: str, creation: Creation, value: int) -> None:
     """A dream is no item of the catalog, so its thumb counts for the real item nearest to it; liked dreams are kept."""
     rate(key, creation.dream.items[0].item_id, value, "dream")
     if value > 0:
-        st.session_state.setdefault("shelf", []).append(creation)
+        st.session_state.setdefault("shelf", {}).setdefault(key, []).append(creation)
 
 
 def face(creation: Creation) -> str:
@@ -218,21 +225,20 @@ def page(now: Recommender, who: Person) -> None:
         st.info("No taste is known yet, so these are anybody's dreams. Like a few things under For you, or here.")
     wish, file = ask(now, who)
     with kindly():
-        imagination, creations = dream(now, who, wish, file)
+        imagination = dream(now, who, wish, file)
         section("Dreamt for you" if who.known else "Dreamt for anybody", f"seed {wish.seed}, {wish.steps} steps")
-        with st.container(key="dreams"):
-            for number, creation in enumerate(creations):
-                show(who, creation, number)
+        with kindly():
+            creations = create(now, who, wish, imagination)
+            with st.container(key="dreams"):
+                for number, creation in enumerate(creations):
+                    show(who, creation, number)
         section("The real things they stand on", "the items of the catalog nearest to all of these dreams")
         grid(imagination.items, who, "grounding")
-    shelf = st.session_state.get("shelf", [])
+    shelf = st.session_state.get("shelf", {}).get(who.key, [])
     if shelf:
         section("Dreams you liked", "kept while this window is open")
-        st.html(
-            '<div class="strip large">'
-            + "".join(f'<img src="{face(c)}" alt="a dream">' for c in shelf[::-1])
-            + "</div>"
-        )
+        faces = "".join(f'<img src="{face(creation)}" alt="a dream you liked">' for creation in shelf[::-1])
+        st.html(f'<div class="strip large">{faces}</div>')
 
 
 main()

@@ -7,7 +7,7 @@ from typing import Literal
 import streamlit as st
 
 from apps.cards import grid, heading, section
-from apps.session import ENOUGH, Person, has, kindly, person, recommender
+from apps.session import ENOUGH, Person, dial, has, kindly, person, recommender
 
 Mode = Literal["fused", "dense", "codes"]
 FUSED: Mode = "fused"
@@ -43,20 +43,21 @@ def recommend(who: Person) -> None:
     heading("For you", lead)
     with st.container(border=True, key="dials"):
         words, explore, avoid = st.columns([2, 1, 1], gap="large")
-        text = words.text_input("In the mood for", placeholder="the sea, something sweet, a slow harp", key="mood")
-        exploration = explore.slider(
-            "Exploration", 0.0, 2.0, 0.0, 0.1, key="exploration", help="0 is the best guess; more is a bolder one."
-        )
-        strength = avoid.slider(
-            "Keep away from dislikes", 0.0, 2.0, 1.0, 0.1, help="How hard what you disliked pushes its like away."
-        )
+        hint = "the sea, something sweet, a slow harp"
+        text = words.text_input("In the mood for", placeholder=hint, key=dial("mood", ""))
+        bolder = "0 is the best guess; more is a bolder one."
+        exploration = explore.slider("Exploration", 0.0, 2.0, step=0.1, key=dial("exploration", 0.0), help=bolder)
+        pushes = "How hard what you disliked pushes its like away."
+        strength = avoid.slider("Keep away from dislikes", 0.0, 2.0, step=0.1, key=dial("avoid", 1.0), help=pushes)
         with st.expander("How it is found"):
             left, middle, right = st.columns(3, gap="large")
-            spelt = "Spelling semantic IDs by beam search, nearest vectors, or the two fused."
             called = MODES.__getitem__
-            mode = left.segmented_control("What proposes", MODES, default=FUSED, format_func=called, help=spelt)
-            weight = middle.slider("Weight of the words", 0.0, 4.0, 1.5, 0.1, disabled=not text)
-            k = right.slider("How many", 5, 40, 10, 5)
+            spelt = "Spelling semantic IDs by beam search, nearest vectors, or the two fused."
+            key = dial("mode", FUSED)
+            mode = left.segmented_control("What proposes", list(MODES), format_func=called, key=key, help=spelt)
+            key = dial("weight", 1.5)
+            weight = middle.slider("Weight of the words", 0.0, 4.0, step=0.1, disabled=not text, key=key)
+            k = right.slider("How many", 5, 40, step=5, key=dial("k", 10))
     if exploration:
         again = "Another draw at this exploration"
         st.button("Shuffle", icon=":material/shuffle:", on_click=_shuffle, key="shuffle", help=again)

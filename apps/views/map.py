@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from apps.cards import card, heading, item_of, section
-from apps.session import Person, has, kindly, opinions, person, recommender
+from apps.session import Person, dial, has, kindly, opinions, person, recommender
 
 if TYPE_CHECKING:
     from mmrec import Recommender
@@ -139,7 +139,7 @@ def page(now: Recommender, who: Person) -> None:
     with kindly():
         ways = groupings(now)
         names = [*ways, "semantic ID"]
-        how = st.segmented_control("Colour by", names, default=names[0]) or names[0]
+        how = st.segmented_control("Colour by", names, key=dial("colour", names[0])) or names[0]
         figure = draw(now, who, ways.get(how))
         chosen = st.plotly_chart(
             figure,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from apps.cards import as_address, grid, heading, section
-from apps.session import UPLOAD_TYPES, Person, has, kindly, person, recommender, uploaded
+from apps.session import UPLOAD_TYPES, Person, dial, has, kindly, person, recommender, uploaded
 from mmrec.stages import read_media
 
 if TYPE_CHECKING:
@@ -22,11 +22,12 @@ def search(now: Recommender, who: Person) -> None:
     words, file = "", None
     with st.container(border=True, key="dials"):
         left, right = st.columns([1, 2], gap="large")
-        ask = left.segmented_control("Search by", asks, default=asks[0], format_func=ASKS.__getitem__) or asks[0]
-        k = left.slider("How many", 5, 50, 15, 5)
+        called = ASKS.__getitem__
+        ask = left.segmented_control("Search by", asks, format_func=called, key=dial("ask", asks[0])) or asks[0]
+        k = left.slider("How many", 5, 50, step=5, key=dial("found", 15))
         if ask == "text":
             words = right.text_input(
-                "Words", placeholder="a fruit, something that flies, a lively fiddle tune", key="words"
+                "Words", placeholder="a fruit, something that flies, a lively fiddle tune", key=dial("words", "")
             ).strip()
         else:
             file = right.file_uploader(ASKS[ask], type=UPLOAD_TYPES[ask], key=f"search-{ask}")
