@@ -39,7 +39,7 @@ def main() -> None:
 
     try:
         app()
-    except (MmrecError, ValueError, KeyError, FileNotFoundError) as error:
+    except (MmrecError, ValueError, KeyError, OSError) as error:
         if os.environ.get("MMREC_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
@@ -95,9 +95,9 @@ def embed(
     for modality, name in (("text", text), ("image", image), ("audio", audio)):
         if name is not None:
             setattr(recipe.encoders, modality, None if name == "none" else name)
-    recipe.save(workspace / "recipe.yaml")
     _done("embed", stages.embed(space, recipe)[1])
     _done("fuse", stages.fuse(space, recipe)[1])
+    recipe.save(workspace / "recipe.yaml")
 
 
 @app.command()
@@ -111,8 +111,8 @@ def tokenize(
     space, recipe = _open(workspace)
     if tokenizer is not None:
         recipe.tokenizer = {**recipe.tokenizer, "name": tokenizer}
-        recipe.save(workspace / "recipe.yaml")
     _done("tokenize", stages.tokenize(space, recipe)[1])
+    recipe.save(workspace / "recipe.yaml")
 
 
 @train.command("retriever")
@@ -150,8 +150,8 @@ def index(
     space, recipe = _open(workspace)
     if factory is not None:
         recipe.index = factory
-        recipe.save(workspace / "recipe.yaml")
     _done("index", stages.index(space, recipe)[1])
+    recipe.save(workspace / "recipe.yaml")
 
 
 @app.command()
@@ -180,7 +180,7 @@ def recommend(
     seed: Seed = 0,
 ) -> None:
     """What exists for a person: the items they will want next."""
-    permitted = allowed.read_text(encoding="utf-8").split() if allowed else None
+    permitted = _lines(allowed) if allowed else None
     items = _recommender(workspace).recommend(
         user,
         likes=like or (),
@@ -292,7 +292,7 @@ def generate(
     if users == "all":
         people = recommender.histories.user_ids
     elif Path(users).is_file():
-        people = Path(users).read_text(encoding="utf-8").split()
+        people = _lines(Path(users))
     else:
         people = users.split(",")
     medium: Any = "image" if what == "images" else "audio"
@@ -312,8 +312,8 @@ def evaluate(
     space, recipe = _open(workspace)
     if seeds is not None:
         recipe.evaluation.seeds = [int(seed) for seed in seeds.split(",")]
-        recipe.save(workspace / "recipe.yaml")
     _done("evaluate", stage.evaluate(space, recipe)[1])
+    recipe.save(workspace / "recipe.yaml")
     _report(space, recipe, record)
 
 
@@ -397,6 +397,11 @@ def _pairs(given: list[str] | None) -> dict[str, str]:
         if "=" not in pair:
             raise MmrecError(f"{pair!r} names no column", mend="--column OWN=NAME, as --column sku=id")
     return dict(pair.split("=", 1) for pair in given or ())
+
+
+def _lines(file: Path) -> list[str]:
+    """One id a line; ids may hold blanks."""
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _done(stage: str, built: bool) -> None:

@@ -44,7 +44,7 @@ class Feedback:
         """Item -> the person's latest preference, oldest opinion first; what was taken back is left out."""
         with self._connection() as connection:
             rows = connection.execute(
-                "SELECT item, preference FROM feedback WHERE person = ? ORDER BY time, rowid", (person,)
+                "SELECT item, preference FROM feedback WHERE person = ? ORDER BY rowid", (person,)
             ).fetchall()
         latest: dict[str, float] = {}
         for item, preference in rows:

@@ -49,7 +49,14 @@ def generate(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    prior = recommender.workspace.require("prior").fingerprint
+    users = list(dict.fromkeys(users))
+    for user in users:
+        recommender.history(user)
+    workspace = recommender.workspace
+    parts = [
+        artifact.fingerprint for stage in ("prior", "decoder", "additions") if (artifact := workspace.current(stage))
+    ]
+    workspace.require("prior")
     options: dict[str, object] = {
         "medium": medium,
         "per_user": per_user,
@@ -58,7 +65,7 @@ def generate(
         "steps": steps,
         "seed": seed,
     }
-    job = fingerprint_of({"prior": prior, **options})
+    job = fingerprint_of({"parts": parts, "decoder": recommender.decoder(medium).name, **options})
     started = destination / "job.json"
     if started.is_file() and json.loads(started.read_text(encoding="utf-8"))["job"] != job:
         raise MmrecError(
@@ -160,4 +167,4 @@ def _seed_of(user: str, seed: int) -> int:
 def _folder_name(user: str) -> str:
     """A file name for a user id, whatever it holds: what is safe of it, and a hash where something was not."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in user)[:60]
-    return safe if safe == user else f"{safe}-{hashlib.sha256(user.encode()).hexdigest()[:8]}"
+    return safe if safe == user and user else f"{safe}-{hashlib.sha256(user.encode()).hexdigest()[:8]}"

@@ -112,6 +112,7 @@ class Recommender:
 
     def __init__(self, workspace: Workspace, recipe: Recipe, catalog: Catalog, vectors: np.ndarray) -> None:
         self.workspace, self.recipe, self.catalog, self.vectors = workspace, recipe, catalog, vectors
+        self._opened = workspace.require("vectors").fingerprint
 
     @staticmethod
     def load(workspace: str | Path) -> Recommender:
@@ -137,34 +138,42 @@ class Recommender:
 
     # -- what is loaded when needed ------------------------------------------------------------------------------------
 
+    def _part(self, stage: str) -> Path:
+        """The folder of an artifact, certain to go with the vectors that were opened."""
+        path = self.workspace.require(stage).path
+        if self.workspace.require("vectors").fingerprint != self._opened:
+            raise MmrecError(f"{self.workspace.root} was built again while it was open", mend="open it again")
+        return path
+
     @cached_property
     def histories(self) -> Histories:
         """Everyone in the log with their whole history."""
         if not has_log(self.workspace):
             return Histories([], [], [], [])
-        return load_histories(self.workspace.require("interactions").path, self.catalog.index)
+        return load_histories(self._part("interactions"), self.catalog.index)
 
     @cached_property
     def ids(self) -> Any:
         """Semantic IDs of all items, `retrieval.semantic_ids.SemanticIds`."""
         from retrieval.semantic_ids import SemanticIds
 
-        ids = SemanticIds.load(self.workspace.require("ids").path / "ids")
+        ids = SemanticIds.load(self._part("ids") / "ids")
         if len(self.catalog) > len(ids):
-            ids = ids.join(SemanticIds.load(self.workspace.require("additions").path / "ids"))
+            ids = ids.join(SemanticIds.load(self._part("additions") / "ids"))
         return ids
 
     @cached_property
     def labels(self) -> dict[str, str]:
         """Code prefix ("12/7") -> what the items under it share."""
-        return json.loads((self.workspace.require("ids").path / "labels.json").read_text(encoding="utf-8"))
+        return json.loads((self._part("ids") / "labels.json").read_text(encoding="utf-8"))
 
     @cached_property
     def retriever(self) -> Any:
         """The sequence model with its beam search, `retrieval.retriever.Retriever`."""
         from retrieval.retriever import Retriever
 
-        retriever = Retriever.from_pretrained(self.workspace.require("retriever").path)
+        self._need_log()
+        retriever = Retriever.from_pretrained(self._part("retriever"))
         added = slice(retriever.items, len(self.vectors))
         return (
             retriever.with_items(self.vectors[added], self.ids.codes[added]) if self.vectors[added].size else retriever
@@ -175,14 +184,23 @@ class Recommender:
         """The diffusion prior, `diffusion.prior.Prior`."""
         from diffusion.prior import Prior
 
-        return Prior.from_pretrained(self.workspace.require("prior").path)
+        self._need_log()
+        return Prior.from_pretrained(self._part("prior"))
+
+    def _need_log(self) -> None:
+        if not has_log(self.workspace):
+            raise MmrecError(
+                f"{self.workspace.root} has no log of who liked what, so nothing could learn what people want; "
+                "search works without one",
+                mend=f"mmrec ingest SOURCE --log LOG -w {self.workspace.root}, then mmrec run -w {self.workspace.root}",
+            )
 
     @cached_property
     def index(self) -> Any:
         """The FAISS index over item vectors, `retrieval.index.VectorIndex`."""
         from retrieval.index import VectorIndex
 
-        index = VectorIndex.load(self.workspace.require("index").path)
+        index = VectorIndex.load(self._part("index"))
         return index if len(index) == len(self.vectors) else VectorIndex.build(self.vectors, factory=self.recipe.index)
 
     @cached_property
@@ -193,7 +211,7 @@ class Recommender:
     @cached_property
     def spaces(self) -> dict[str, dict[str, Any]]:
         """Modality -> the encoder that read it and the name of its embedding space."""
-        return json.loads((self.workspace.require("embeddings").path / "spaces.json").read_text(encoding="utf-8"))
+        return json.loads((self._part("embeddings") / "spaces.json").read_text(encoding="utf-8"))
 
     @cached_property
     def _encoders(self) -> dict[str, Encoder]:
@@ -438,7 +456,7 @@ class Recommender:
             own = self.workspace.current("decoder")
             name = getattr(self.recipe.decoders, medium)
             if own is not None and own.options["media"] == medium:
-                name = str(self.workspace.require("decoder").path)
+                name = str(self._part("decoder"))
             if name is None:
                 raise MmrecError(f"decoders.{medium} is null in the recipe", mend=f"name a decoder for {medium} in it")
             self._decoders[medium] = load_decoder(name, self.spaces[medium]["space"])
@@ -493,7 +511,7 @@ class Recommender:
 
     def map(self) -> np.ndarray:
         """Where each item lies on a flat map, float32 [N, 2]; items added later sit on their nearest neighbour."""
-        places = np.load(self.workspace.require("index").path / "map.npy", allow_pickle=False)
+        places = np.load(self._part("index") / "map.npy", allow_pickle=False)
         added = self.vectors[len(places) :]
         if len(added):
             nearest = (added @ self.vectors[: len(places)].T).argmax(axis=1)
@@ -519,7 +537,7 @@ class Recommender:
         from encoders.bridge import Bridge
 
         if name not in self._bridges:
-            folder = self.workspace.require("vectors").path / "bridges" / name
+            folder = self._part("vectors") / "bridges" / name
             if not folder.exists():
                 raise MmrecError(f"too few items to learn the bridge {name}", mend="add items that have that modality")
             self._bridges[name] = Bridge.load(folder)
@@ -543,6 +561,9 @@ class Recommender:
                 )
             row = self._user_rows[user]
             items, preferences = self.histories.items[row], self.histories.preferences[row]
+        both = set(likes) & set(dislikes)
+        if both:
+            raise MmrecError(f"{sorted(both)[0]!r} is liked and disliked at once", mend="say one of the two")
         said = self._rows([*dislikes, *likes])
         if len(said):
             keep = ~np.isin(items, said)

@@ -214,7 +214,7 @@ def _encode_rows(
     vectors = np.zeros((len(rows), encoder.dim), np.float32)
     if present.any():
         vectors[present] = encoder.encode([item for item, ok in zip(loaded, present, strict=True) if ok], modality)
-    finite: np.ndarray = np.isfinite(vectors).all(axis=1)
+    finite = np.asarray(np.isfinite(vectors).all(axis=1))
     failed += [
         {"item_id": catalog.item_ids[rows[i]], "column": modality, "reason": "the encoder gave no finite vector"}
         for i in np.flatnonzero(~finite)
@@ -387,7 +387,11 @@ def tokenize(workspace: Workspace, recipe: Recipe) -> Built:
         from retrieval.semantic_ids import assign_unique, describe_prefixes, diagnostics, make_tokenizer
 
         choice = dict(recipe.tokenizer)
-        tokenizer = make_tokenizer(choice.pop("name", "residual_kmeans"), **choice)
+        name = choice.pop("name", "residual_kmeans")
+        try:
+            tokenizer = make_tokenizer(name, **choice)
+        except (TypeError, ValueError) as error:
+            raise MmrecError(f"the recipe's section tokenizer: {error}", mend="see docs/recipes.md") from error
         vectors = load_vectors(workspace)
         tokenizer.fit(vectors, seed=recipe.seed)
         ids = assign_unique(tokenizer.encode(vectors), vectors, tokenizer, seed=recipe.seed)
