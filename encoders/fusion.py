@@ -17,6 +17,7 @@ pairs from others less well, AUC .544 for .578, and took ten times as long.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -84,9 +85,11 @@ class Fusion:
         pairs: np.ndarray | None = None,
         config: FusionConfig = FusionConfig(),
         seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Fusion:
         """`vectors` {modality: [N, d_m]}; `present` {modality: bool [N]} (None: everything is there), rows that are
-        not present are never looked at; `pairs` int64 [P, 2], rows used together, repeated as often as they were.
+        not present are never looked at; `pairs` int64 [P, 2], rows used together, repeated as often as they were;
+        `progress` is told (done, total) sets of modalities.
 
         Raises ValueError for shapes that do not agree, values that are not numbers, and pairs out of range.
         """
@@ -107,7 +110,10 @@ class Fusion:
         components = _content_components(white, content_dim)
 
         maps, use_weights, predictable = {}, {}, {}
-        for kept in _subsets(tuple(vectors)):
+        subsets = _subsets(tuple(vectors))
+        for done, kept in enumerate(subsets):
+            if progress:
+                progress(done, len(subsets))
             rows = np.logical_and.reduce([present[m] for m in kept])
             seen = np.concatenate([white[m] for m in kept], axis=1)
             content = np.zeros((seen.shape[1], content_dim))
@@ -128,6 +134,8 @@ class Fusion:
                 use_weights[kept] = config.use_weight * r2 / (r2 + NOISE)
                 use = ridge.weights if ridge else np.zeros((seen.shape[1], places.shape[1]))
                 maps[kept] = np.concatenate([content, use], axis=1)
+        if progress:
+            progress(len(subsets), len(subsets))
         maps = {kept: np.ascontiguousarray(matrix, dtype=np.float32) for kept, matrix in maps.items()}
         return cls(config, whitening, maps, content_dim, use_weights, predictable)
 
@@ -224,8 +232,8 @@ def _fit_whitening(x: np.ndarray, config: FusionConfig) -> _Whitening:
     mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
     covariance = np.zeros((x.shape[1], x.shape[1]))
     for start in range(0, len(x), CHUNK):
-        unit = _unit(x[start : start + CHUNK] - mean).astype(np.float64)
-        covariance += unit.T @ unit / len(x)
+        unit = _unit(x[start : start + CHUNK] - mean)
+        covariance += unit.T @ unit / len(x)  # summed in float64 over chunks
     values, axes = _leading(covariance, min(config.modality_dim, x.shape[1]))
     scale = 1 / np.sqrt(values + config.shrinkage * values.mean() + 1e-9)
     scale /= max(np.sqrt((values * scale**2).sum()), 1e-9)

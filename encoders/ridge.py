@@ -25,11 +25,11 @@ def fit_ridge(source: np.ndarray, target: np.ndarray) -> Ridge:
     cross = np.zeros((a, target.shape[1]))
     energy = 0.0
     for start in range(0, n, CHUNK):
-        x = source[start : start + CHUNK].astype(np.float64)
-        y = target[start : start + CHUNK].astype(np.float64)
-        gram += x.T @ x
+        x = source[start : start + CHUNK].astype(np.float32)
+        y = target[start : start + CHUNK].astype(np.float32)
+        gram += x.T @ x  # summed in float64 over chunks
         cross += x.T @ y
-        energy += float((y**2).sum())
+        energy += float((y.astype(np.float64) ** 2).sum())
     values, vectors = np.linalg.eigh(gram)
     values = np.maximum(values, 0)
     cross = vectors.T @ cross  # [a, b], in the eigenbasis
@@ -42,4 +42,4 @@ def fit_ridge(source: np.ndarray, target: np.ndarray) -> Ridge:
         best = min(best, (n * max(residual, 0.0) / max(free, 1e-9) ** 2, alpha))
     score, alpha = best
     weights = vectors @ (cross / (values + alpha)[:, None])
-    return Ridge(weights, 1 - score / (energy / n) if energy else 0.0)
+    return Ridge(weights, float(1 - score / (energy / n)) if energy else 0.0)
