@@ -18,7 +18,7 @@ source:
 fusion: {dim: 32}
 tokenizer: {name: residual_kmeans, levels: 2, codebook_size: 16}
 retriever: {dim: 32, blocks: 1, heads: 2, epochs: 4}
-prior: {width: 64, depth: 2, heads: 2, context_width: 32, steps: 80, batch_size: 64}
+prior: {width: 64, depth: 2, heads: 2, context_width: 32, steps: 80, batch_size: 64, checkpoint_every: 20}
 """
 
 
