@@ -20,6 +20,7 @@ from retrieval.trie import Trie
 
 Mode = Literal["fused", "dense", "codes"]
 PEOPLE_AT_ONCE = 256
+SCORES_AT_ONCE = 1 << 25  # people times items
 FUSION_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 
 
@@ -129,7 +130,10 @@ class Retriever:
         vectors, codes = np.asarray(vectors, dtype=np.float32), np.asarray(codes, dtype=np.int64)
         if vectors.ndim != 2 or vectors.shape[1] != tower.vectors.shape[1]:
             raise ValueError(f"vectors {list(vectors.shape)}: this model reads [n, {tower.vectors.shape[1]}]")
-        if codes.shape != (len(vectors), len(self.model.sizes)) or (codes >= np.array(self.model.sizes)).any():
+        if (
+            codes.shape != (len(vectors), len(self.model.sizes))
+            or not ((codes >= 0) & (codes < np.array(self.model.sizes))).all()
+        ):
             raise ValueError(
                 f"codes {list(codes.shape)}: need [{len(vectors)}, {len(self.model.sizes)}] below {self.model.sizes}"
             )
@@ -166,8 +170,9 @@ class Retriever:
             raise ValueError(f"{path} does not hold a retriever of this version ({error}): train it again") from error
 
     def _batches(self, people: int) -> Iterator[slice]:
-        for start in range(0, people, PEOPLE_AT_ONCE):
-            yield slice(start, start + PEOPLE_AT_ONCE)
+        size = max(1, min(PEOPLE_AT_ONCE, SCORES_AT_ONCE // self.items))
+        for start in range(0, people, size):
+            yield slice(start, start + size)
 
     @torch.no_grad()
     def _dense(self, h: Tensor) -> Tensor:

@@ -136,7 +136,9 @@ def _train_epoch(
     generator = torch.Generator().manual_seed(_mix(seed, epoch, 0))
     torch.manual_seed(_mix(seed, epoch, 1 + accelerator.process_index))
     todo = batches(histories, config.max_history, config.batch_size, seed, epoch)
-    mine = range(accelerator.process_index, len(todo), accelerator.num_processes)
+    # Every process takes the same number of steps, the last ones wrapping around, or they would wait for each other.
+    starts = range(0, len(todo), accelerator.num_processes)
+    mine = [(start + accelerator.process_index) % len(todo) for start in starts]
     model.train()
     total = 0.0
     for step in mine:
@@ -152,7 +154,7 @@ def _train_epoch(
         optimizer.step()
         optimizer.zero_grad()
         total += loss.item()
-    return total / max(1, len(mine))
+    return total / len(mine)
 
 
 def _schedule(done: float, warmup: float) -> float:

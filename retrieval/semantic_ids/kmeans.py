@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 
 POINTS_PER_CENTROID = 256  # more do not move the centroids noticeably
+POINTS_PER_START = 4
 
 
 def nearest(vectors: np.ndarray, centroids: np.ndarray, chunk: int = 65536) -> np.ndarray:
@@ -20,19 +21,31 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray, chunk: int = 65536) -> n
 
 
 def kmeans(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Centroids float32 [k', D] by k-means++ and Lloyd; k' < k only where there are fewer distinct vectors."""
-    from sklearn.cluster import KMeans
+    """Centroids float32 [k', D] by Lloyd; k' < k only where there are fewer distinct vectors.
+
+    Two starts are tried and the better kept. k-means++ (Arthur & Vassilvitskii 2007, section 2.2) finds clusters where
+    there are any. What the last levels of a residual quantizer see is closer to noise, where single points lie farther
+    everything than the mean does: one centroid near the mean then takes almost all vectors (measured: .3 of 8 bits of
+    entropy, every code formally in use). Means of a few random points are short and even, and do not fall into that.
+    """
+    from sklearn.cluster import KMeans, kmeans_plusplus
     from sklearn.exceptions import ConvergenceWarning
 
+    random = np.random.default_rng(seed)
     points = np.asarray(vectors, dtype=np.float32)
     if len(points) > k * POINTS_PER_CENTROID:
-        rows = np.random.default_rng(seed).choice(len(points), k * POINTS_PER_CENTROID, replace=False)
-        points = points[np.sort(rows)]
+        points = points[np.sort(random.choice(len(points), k * POINTS_PER_CENTROID, replace=False))]
     k = min(k, len(np.unique(points, axis=0)))
     if k == 1:
         return points.mean(axis=0, keepdims=True)
+    groups = np.array_split(random.permutation(len(points))[: POINTS_PER_START * k], k)
+    starts = [
+        kmeans_plusplus(points, k, random_state=seed, n_local_trials=1)[0],
+        np.stack([points[group].mean(axis=0) for group in groups]),
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters than asked for: dropped below
-        fitted = KMeans(k, n_init=1, max_iter=50, random_state=seed).fit(points)
-    centroids = fitted.cluster_centers_.astype(np.float32)
+        tries = [KMeans(k, init=start, n_init=1, max_iter=20).fit(points) for start in starts]
+    best = min(tries, key=lambda fitted: fitted.inertia_)
+    centroids = best.cluster_centers_.astype(np.float32)
     return centroids[np.unique(nearest(points, centroids))]

@@ -87,6 +87,17 @@ def test_residual_kmeans_has_no_dead_codes_and_at_most_a_code_per_four_items() -
             assert len(np.unique(codes[:, level])) == size
 
 
+def test_noise_like_residuals_do_not_gather_on_one_code() -> None:
+    """In noise one centroid near the mean is nearer to most points than any other point is."""
+    noise = np.random.default_rng(0).standard_normal((3000, 96)).astype(np.float32)
+    tokenizer = make_tokenizer("residual_kmeans", levels=3, codebook_size=128)
+    tokenizer.fit(noise, seed=0)
+    codes = tokenizer.encode(noise)
+    for level, size in enumerate(tokenizer.sizes):
+        share = np.bincount(codes[:, level], minlength=size) / len(noise)
+        assert -(share * np.log2(share)).sum() > 0.9 * np.log2(size)
+
+
 def test_residual_kmeans_levels_each_lower_the_error() -> None:
     vectors = clustered(600)
     errors = []
