@@ -97,8 +97,11 @@ def _measure_seed(
         if name == "sasrec":
             config = configure(RetrieverConfig, recipe.retriever, "retriever")
             options = {"config": config, "validation": validation_of(split), "checkpoint_dir": checkpoints / "sasrec"}
-        baseline = make_baseline(name, **options)
-        baseline.fit(split.train.items, split.train.preferences, vectors, seed=seed)
+        with progress(f"fitting {name}, seed {seed}", unit="epochs") as tick:
+            if name == "sasrec":
+                options["progress"] = tick
+            baseline = make_baseline(name, **options)
+            baseline.fit(split.train.items, split.train.preferences, vectors, seed=seed)
         baselines.append(baseline)
     recommenders: list[Any] = [
         RetrieverRanker(retriever, "fused"),
