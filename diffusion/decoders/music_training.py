@@ -58,9 +58,11 @@ def train_music_decoder(
     seed: int = 0,
     checkpoint_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    start: BuiltinMusicDecoder | None = None,
 ) -> BuiltinMusicDecoder:
     """Train a decoder on `scores` and the embeddings float32 `[N, dim]` of their sound.
 
+    `start` is a decoder whose weights are the beginning; its config must be `config.decoder`.
     Killed and called again with the same arguments and `checkpoint_dir`, it continues and ends with the weights of an
     undisturbed run. Raises `ValueError` for data that do not fit, and for a checkpoint of another run.
     """
@@ -76,14 +78,18 @@ def train_music_decoder(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = MusicTransformer(config.decoder)
+    if start is not None:
+        if start.config != config.decoder:
+            raise ValueError(f"the decoder to start from is {start.config}, the one to train {config.decoder}")
+        network.load_state_dict(start.network.state_dict())
     network.mean.copy_(torch.from_numpy(values.mean(axis=0)))
     network.scale.copy_(torch.from_numpy(values.std(axis=0)).clamp_min(1e-3))
     optimizer = torch.optim.AdamW(
         network.parameters(), config.rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    checkpoint = Checkpoint(checkpoint_dir, _mark(tokens, values, config, seed)) if checkpoint_dir else None
-    start = checkpoint.load(network, optimizer, average) if checkpoint else 0
+    checkpoint = Checkpoint(checkpoint_dir, _mark(tokens, values, network, config, seed)) if checkpoint_dir else None
+    first = checkpoint.load(network, optimizer, average) if checkpoint else 0
     network.train()
     model, optimizer = accelerator.prepare(network, optimizer)
     average = {name: value.to(accelerator.device) for name, value in average.items()}
@@ -91,7 +97,7 @@ def train_music_decoder(
     near = torch.topk(
         normalised @ normalised.T, min(config.neighbours + 1, len(values)), dim=1
     ).indices  # [N, k], self too
-    for step in range(start, config.steps):
+    for step in range(first, config.steps):
         rows = _batch(tokens, step, config.batch, seed)
         target, known_features, inputs = _pad(
             [tokens[i] for i in rows], [features[i] for i in rows], accelerator.device
@@ -185,9 +191,12 @@ def _schedule(step: int, steps: int) -> float:
     return min((step + 1) / warm, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _mark(tokens: list[np.ndarray], values: np.ndarray, config: MusicTrainingConfig, seed: int) -> str:
+def _mark(
+    tokens: list[np.ndarray], values: np.ndarray, network: MusicTransformer, config: MusicTrainingConfig, seed: int
+) -> str:
     digest = hashlib.sha256(json.dumps([asdict(config), seed], sort_keys=True).encode())
-    for array in (*tokens, values):
+    weights = [value.numpy() for value in network.state_dict().values()]
+    for array in (*tokens, values, *weights):
         digest.update(array.tobytes())
     return digest.hexdigest()
 
@@ -243,6 +252,8 @@ def main() -> None:
     parser.add_argument("pairs", type=Path, help="folder of .npz files made by mmrec.datasets.music_pairs")
     parser.add_argument("out", type=Path, help="folder the decoder is saved in; checkpoints go to OUT/checkpoint")
     parser.add_argument("--steps", type=int, default=MusicTrainingConfig.steps)
+    parser.add_argument("--rate", type=float, default=MusicTrainingConfig.rate)
+    parser.add_argument("--start", type=Path, help="folder of a decoder whose weights are the beginning")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     scores, embeddings = load_pairs(options.pairs)
@@ -251,9 +262,16 @@ def main() -> None:
         if done % 100 == 0 or done == total:
             print(f"step {done} of {total}", flush=True)
 
-    config = MusicTrainingConfig(steps=options.steps)
+    config = MusicTrainingConfig(steps=options.steps, rate=options.rate)
+    start = BuiltinMusicDecoder.from_pretrained(options.start) if options.start else None
     decoder = train_music_decoder(
-        scores, embeddings, config, seed=options.seed, checkpoint_dir=options.out / "checkpoint", progress=report
+        scores,
+        embeddings,
+        config,
+        seed=options.seed,
+        checkpoint_dir=options.out / "checkpoint",
+        progress=report,
+        start=start,
     )
     decoder.save_pretrained(options.out)
 

@@ -26,7 +26,7 @@ from diffusion.decoders.base import Clip
 QUARTER = 12  # ticks
 RATE = 24_000
 TAIL_SECONDS = 0.9
-CLIP_SECONDS = (7.0, 13.5)  # what the grammar lets a score last, before the tail
+CLIP_SECONDS = (6.0, 13.5)  # what the grammar lets a score last, before the tail
 
 FAMILIES = (
     "reel",
@@ -174,8 +174,9 @@ class Grammar:
 
     @property
     def done(self) -> bool:
-        """True once every line fills the whole score."""
-        return self.total > 0 and self._now() >= self.total
+        """True once every line, and the chords where there are any, fill the whole score."""
+        chords_end = len(self.chords) * self._chord_slot if self._chord_slot else self.total
+        return self.total > 0 and min(self._now(), chords_end) >= self.total
 
     @property
     def slot(self) -> int:
