@@ -30,7 +30,7 @@ else
 endif
 
 test: env
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: env
 	$(BIN)/ruff check .
