@@ -57,7 +57,9 @@ def table(frame: pd.DataFrame, k: int) -> None:
     for name in names:
         info = METRICS.get(base_name(name))
         arrow = f" {info.arrow}" if info else ""
-        config[name] = st.column_config.Column(title(name) + arrow, help=info.meaning if info else None)
+        config[name] = st.column_config.Column(
+            title(name).removesuffix(f"@{k}") + arrow, help=info.meaning if info else None
+        )
     styled = wide.style.apply(best, axis=0).format(_number, na_rep="–")
     st.dataframe(styled, height="content", column_config=config)
     st.caption("↑ more is better, ↓ less is better, →0 the nearer to zero the better. The best of a column is green.")

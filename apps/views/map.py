@@ -15,86 +15,79 @@ from apps.session import Person, dial, has, kindly, opinions, person, recommende
 if TYPE_CHECKING:
     from mmrec import Recommender
 
-GREY = "#9aa3a8"
 SVG_POINTS = 5000  # above so many the browser draws them with WebGL
-NAMED_CODES = 22
+NAMED = 22  # the largest groups have their names written on the map
+MOST_GROUPS = 24
+NO_GROUPS = ("credit", "licence", "license", "kind")
 HOVER = "<b>%{text}</b><br>%{meta}<extra></extra>"
 
 
 def groupings(now: Recommender) -> dict[str, list[str]]:
-    """Ways to colour the map: name -> the group of each item. Semantic IDs, and metadata of few distinct values."""
-    found: dict[str, list[str]] = {}
+    """Ways to colour the map, name -> the group of each item: what the metadata tells in few distinct words.
+
+    The most telling comes first. An item that lacks the word is grouped by what it is: a picture, music, words.
+    """
+    sounds, pictures = now.modalities.get("audio"), now.modalities.get("image")
+    count = range(len(now.catalog))
+    kinds = [
+        "picture" if pictures is not None and pictures[i] else "music" if sounds is not None and sounds[i] else "words"
+        for i in count
+    ]
+    found = {"medium": kinds} if len(set(kinds)) > 1 else {}
     rows = now.catalog.metadata
-    for name in dict.fromkeys(key for row in rows[:2000] for key in row):
+    for name in dict.fromkeys(key for row in rows for key in row if key not in NO_GROUPS):
         values = [str(row[name]) if isinstance(row.get(name), str) else "" for row in rows]
-        distinct = set(values) - {""}
-        if 2 <= len(distinct) <= 40 and sum(map(bool, values)) > 0.2 * len(rows):
-            found[name.replace("_", " ")] = values
-    kinds = {m: now.modalities[m] for m in ("image", "audio") if m in now.modalities}
-    if len(kinds) == 2:
-        found["medium"] = ["picture" if i else "music" if a else "words" for i, a in zip(*kinds.values(), strict=True)]
-    return found
+        if 3 <= len(set(values) - {""}) <= MOST_GROUPS and sum(map(bool, values)) > len(rows) / 2:
+            found[name.replace("_", " ")] = [value or kind for value, kind in zip(values, kinds, strict=True)]
+    return dict(sorted(found.items(), key=lambda way: -len(set(way[1]))))
 
 
 def draw(now: Recommender, who: Person, groups: list[str] | None) -> go.Figure:
-    """The catalog as dots, the person's likes ringed, what is recommended and dreamt as stars."""
+    """The catalog as dots, the person's likes ringed, what is recommended and dreamt as stars.
+
+    Without `groups` the dots are coloured by the first code of their semantic IDs, neighbours in like hues.
+    """
     places = now.map()
     figure = go.Figure()
-    if groups is None:
-        codes = np.asarray(now.ids.codes)[:, 0]
-        common = [code for code, _ in Counter(codes.tolist()).most_common()]
-        centre = places.mean(axis=0)
-        for code in common:
-            rows = np.flatnonzero(codes == code)
-            angle = np.arctan2(*(places[rows].mean(axis=0) - centre)[::-1])
-            label = now.labels.get(str(code), "")
-            colour = f"hsl({np.degrees(angle) % 360:.0f}, 46%, 52%)"
-            figure.add_trace(_dots(now, places, rows, colour, label or f"code {code}", legend=False))
-        for code in common[:NAMED_CODES]:
-            rows = np.flatnonzero(codes == code)
-            x, y = np.median(places[rows], axis=0)
-            name = now.labels.get(str(code), "").split(",")[0]
-            if name:
-                figure.add_annotation(x=x, y=y, text=name, showarrow=False, font={"size": 12}, opacity=0.85)
-    else:
-        for name, _ in Counter(groups).most_common():
-            rows = np.flatnonzero(np.array(groups) == name)
-            shade = None if name else GREY
-            figure.add_trace(_dots(now, places, rows, shade, name or "none", legend=True))
-
-    def stars(item_ids: list[str], name: str, marker: dict[str, Any]) -> None:
-        rows = [now.catalog.index[i] for i in item_ids if i in now.catalog.index]
-        if rows:
-            figure.add_trace(
-                go.Scatter(
-                    x=places[rows, 0],
-                    y=places[rows, 1],
-                    mode="markers",
-                    name=name,
-                    marker=marker,
-                    text=[now.catalog.titles[r] for r in rows],
-                    customdata=[now.catalog.item_ids[r] for r in rows],
-                    meta=name,
-                    hovertemplate=HOVER,
-                )
-            )
+    codes = np.asarray(now.ids.codes)[:, 0]
+    of = np.array(groups) if groups is not None else codes.astype(str)
+    for rank, (group, _) in enumerate(Counter(of.tolist()).most_common()):
+        rows = np.flatnonzero(of == group)
+        name, colour = group, None
+        if groups is None:
+            name = now.labels.get(group, "") or f"code {group}"
+            across, up = places[rows].mean(axis=0) - places.mean(axis=0)
+            colour = f"hsl({np.degrees(np.arctan2(up, across)) % 360:.0f}, 46%, 52%)"
+        named = rank < NAMED
+        figure.add_trace(_dots(now, places, rows, colour, name, legend=not named and groups is not None))
+        if named:
+            x, y = np.median(places[rows, 0]), np.quantile(places[rows, 1], 0.97)
+            word = name.split(",")[0]
+            figure.add_annotation(x=x, y=y, yshift=14, text=word, showarrow=False, font={"size": 14})
 
     liked, disliked = opinions(now, who)
     edge = {"color": "#fff", "width": 1.2}
-    stars(liked, "Liked", {"size": 13, "color": "rgba(0,0,0,0)", "line": {"color": "#0f9d8c", "width": 3}})
-    stars(disliked, "Disliked", {"size": 10, "symbol": "x", "color": "#8b8f94", "line": edge})
-    key, recommended = st.session_state.get("recommended", ("", []))
-    if key == who.key:
-        stars(recommended, "Recommended", {"size": 15, "symbol": "star", "color": "#d6a429", "line": edge})
+    _mark(
+        figure,
+        now,
+        places,
+        liked,
+        "Liked",
+        {"size": 12, "symbol": "circle-open", "color": "#e11d48", "line": {"width": 3}},
+    )
+    _mark(figure, now, places, disliked, "Disliked", {"size": 10, "symbol": "x", "color": "#6f7478", "line": edge})
+    if who.known and now.workspace.current("retriever") is not None:
+        star = {"size": 16, "symbol": "star", "color": "#f5b81f", "line": {"color": "#3a3222", "width": 1}}
+        _mark(figure, now, places, recommended(now, who), "Recommended", star)
     lately = st.session_state.get("dreamt")
     if lately is not None and lately[0].person == who.key:
         near = [dream.items[0].item_id for dream in lately[1].dreams if dream.items]
-        star = {"size": 16, "symbol": "star-diamond", "color": "#e0603a", "line": edge}
-        stars(near, "Dreamt, at its nearest item", star)
+        star = {"size": 17, "symbol": "star-diamond", "color": "#7c4dff", "line": edge}
+        _mark(figure, now, places, near, "Dreamt, at its nearest item", star)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, scaleanchor="x")
     figure.update_layout(
-        height=680,
+        height=700,
         margin={"l": 0, "r": 0, "t": 8, "b": 0},
         legend={"orientation": "h", "y": -0.02, "itemsizing": "constant"},
         hoverlabel={"font": {"size": 14}},
@@ -102,6 +95,22 @@ def draw(now: Recommender, who: Person, groups: list[str] | None) -> go.Figure:
         uirevision="map",
     )
     return figure
+
+
+def recommended(now: Recommender, who: Person) -> list[str]:
+    """What the For you page shows this person, or would show."""
+    key, shown = st.session_state.get("recommended", ("", []))
+    return shown if key == who.key else [item.item_id for item in now.recommend(**who.taste, k=10)]
+
+
+def _mark(
+    figure: go.Figure, now: Recommender, places: np.ndarray, item_ids: list[str], name: str, marker: dict[str, Any]
+) -> None:
+    """Put a marker on some items."""
+    rows = np.array([now.catalog.index[item_id] for item_id in item_ids], np.int64)
+    if len(rows):
+        trace = _dots(now, places, rows, None, name, legend=True)
+        figure.add_trace(trace.update(marker=marker | {"opacity": 1}))
 
 
 def _dots(

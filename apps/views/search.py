@@ -21,10 +21,10 @@ def search(now: Recommender, who: Person) -> None:
     asks = [modality for modality in ASKS if modality in now.spaces]
     words, file = "", None
     with st.container(border=True, key="dials"):
-        left, right = st.columns([1, 2], gap="large")
+        left, right, narrow = st.columns([1.25, 2.2, 0.9], gap="large")
         called = ASKS.__getitem__
         ask = left.segmented_control("Search by", asks, format_func=called, key=dial("ask", asks[0])) or asks[0]
-        k = left.slider("How many", 5, 50, step=5, key=dial("found", 15))
+        k = narrow.slider("How many", 5, 50, step=5, key=dial("found", 15))
         if ask == "text":
             words = right.text_input(
                 "Words", placeholder="a fruit, something that flies, a lively fiddle tune", key=dial("words", "")
