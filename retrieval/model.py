@@ -26,12 +26,12 @@ class RetrieverConfig:
     heads: int = 4
     dropout: float = 0.3
     max_history: int = 50
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 2e-3
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 4e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
-    patience: int = 5
+    patience: int = 4
     code_weight: float = 1.0
     full_softmax_up_to: int = 5_000
     negatives: int = 512

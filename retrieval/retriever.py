@@ -21,7 +21,7 @@ from retrieval.trie import Trie
 Mode = Literal["fused", "dense", "codes"]
 PEOPLE_AT_ONCE = 256
 SCORES_AT_ONCE = 1 << 25  # people times items
-FUSION_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+FUSION_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 
 
 class Retriever:

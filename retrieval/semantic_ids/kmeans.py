@@ -25,8 +25,8 @@ def kmeans(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
 
     Two starts are tried and the better kept. k-means++ (Arthur & Vassilvitskii 2007, section 2.2) finds clusters where
     there are any. What the last levels of a residual quantizer see is closer to noise, where single points lie farther
-    everything than the mean does: one centroid near the mean then takes almost all vectors (measured: .3 of 8 bits of
-    entropy, every code formally in use). Means of a few random points are short and even, and do not fall into that.
+    from everything than the mean does: one centroid near the mean then takes almost all vectors (measured: .3 of 8 bits
+    of entropy, every code formally in use). Means of a few random points are short and even and avoid that.
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
     from sklearn.exceptions import ConvergenceWarning
