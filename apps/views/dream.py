@@ -222,7 +222,8 @@ def main() -> None:
 def page(now: Recommender, who: Person) -> None:
     """The dials, the dreams, what is real about them, and the liked ones."""
     if not who.known:
-        st.info("No taste is known yet, so these are anybody's dreams. Like a few things under For you, or here.")
+        anybody = "No taste is known yet, so these are anybody's dreams. Like a few things under For you, or here."
+        st.html(f'<p class="quiet">{anybody}</p>')
     wish, file = ask(now, who)
     with kindly():
         imagination = dream(now, who, wish, file)

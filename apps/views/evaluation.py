@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmrec import Recommender
 
 SHOWN = ("ndcg", "recall", "coverage", "popularity_lift", "diversity", "miscalibration", "mode_coverage")
+PLOTTED = ("ndcg", "recall", "coverage", "mode_coverage")
 ALWAYS = ("valid", "users_per_second")
 GREEN, GREY, ORANGE = "#0f9d8c", "#a9b0b3", "#e0603a"
 LAYOUT: dict[str, Any] = {"margin": {"l": 0, "r": 12, "t": 44, "b": 24}}
@@ -91,26 +92,6 @@ def bars(frame: pd.DataFrame, metric: str) -> go.Figure:
     return figure
 
 
-def tradeoff(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
-    """One metric against another, a dot per recommender."""
-    wide = frame.pivot(index="recommender", columns="metric", values="value")[[x, y]].dropna()
-    figure = go.Figure(
-        go.Scatter(
-            x=wide[x],
-            y=wide[y],
-            text=wide.index,
-            mode="markers+text",
-            textposition="top center",
-            marker={"size": 13, "color": _colours(wide.index)},
-            hovertemplate="%{text}<extra></extra>",
-        )
-    )
-    figure.update_layout(title=f"{title(y)} against {title(x).lower()}; best is top right", height=440, **LAYOUT)
-    figure.update_xaxes(title=title(x), range=[-0.04, 1.1 * float(wide[x].max()) + 0.05])
-    figure.update_yaxes(title=title(y), rangemode="tozero")
-    return figure
-
-
 def claims(folder: Path) -> None:
     """What may be said of the test part, each sentence from a paired test."""
     file = folder / "verdicts.json"
@@ -166,14 +147,14 @@ def recommenders(now: Recommender) -> None:
     claims(artifact.path)
     k = st.segmented_control("Length of the lists", ks, default=ks[0]) or ks[0]
     table(frame, k)
-    left, right = st.columns(2, gap="large")
-    left.plotly_chart(bars(frame, f"ndcg@{k}"), key="ndcg", config=QUIET)
-    right.plotly_chart(bars(frame, f"recall@{k}"), key="recall", config=QUIET)
+    plotted = [f"{name}@{k}" for name in PLOTTED if f"{name}@{k}" in there]
+    for pair in zip(plotted[::2], plotted[1::2], strict=False):
+        for place, metric in zip(st.columns(2, gap="large"), pair, strict=True):
+            place.plotly_chart(bars(frame, metric), key=metric, config=QUIET)
+            place.caption(METRICS[base_name(metric)].meaning)
     st.caption(
         "Green is ours. Whiskers: 95 % bootstrap intervals over people; where they overlap, a paired test must tell."
     )
-    if f"coverage@{k}" in there:
-        st.plotly_chart(tradeoff(frame, f"coverage@{k}", f"ndcg@{k}"), key="tradeoff", config=QUIET)
     report = artifact.path / "report.html"
     if report.is_file():
         icon = ":material/download:"

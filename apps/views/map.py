@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mmrec import Recommender
 
 SVG_POINTS = 5000  # above so many the browser draws them with WebGL
-NAMED = 22  # the largest groups have their names written on the map
 MOST_GROUPS = 24
 NO_GROUPS = ("credit", "licence", "license", "kind")
 HOVER = "<b>%{text}</b><br>%{meta}<extra></extra>"
@@ -51,17 +50,19 @@ def draw(now: Recommender, who: Person, groups: list[str] | None) -> go.Figure:
     figure = go.Figure()
     codes = np.asarray(now.ids.codes)[:, 0]
     of = np.array(groups) if groups is not None else codes.astype(str)
-    for rank, (group, _) in enumerate(Counter(of.tolist()).most_common()):
+    room, written = np.ptp(places, axis=0) * (0.11, 0.04), list[tuple[float, float]]()
+    for group, _ in Counter(of.tolist()).most_common():
         rows = np.flatnonzero(of == group)
         name, colour = group, None
         if groups is None:
             name = now.labels.get(group, "") or f"code {group}"
             across, up = places[rows].mean(axis=0) - places.mean(axis=0)
             colour = f"hsl({np.degrees(np.arctan2(up, across)) % 360:.0f}, 46%, 52%)"
-        named = rank < NAMED
+        x, y = float(np.median(places[rows, 0])), float(np.quantile(places[rows, 1], 0.97))
+        named = all(abs(x - x0) > room[0] or abs(y - y0) > room[1] for x0, y0 in written)
         figure.add_trace(_dots(now, places, rows, colour, name, legend=not named and groups is not None))
         if named:
-            x, y = np.median(places[rows, 0]), np.quantile(places[rows, 1], 0.97)
+            written.append((x, y))
             word = name.split(",")[0]
             figure.add_annotation(x=x, y=y, yshift=14, text=word, showarrow=False, font={"size": 14})
 
