@@ -20,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# name -> module and class; the class has `from_pretrained(path | None)`, where None means the weights shipped with it
+# name -> module and class; its `from_pretrained(path | None)` takes None for the weights shipped with it, if any
 DECODERS: dict[str, tuple[str, str]] = {
     "builtin_image": ("diffusion.decoders.builtin_image", "BuiltinImageDecoder"),
     "builtin_music": ("diffusion.decoders.builtin_music", "BuiltinMusicDecoder"),
@@ -35,12 +35,12 @@ class SpaceMismatch(ValueError):
 class Clip:
     """A piece of music: `samples` float32 `[n]` mono in [-1, 1], `rate` in Hz, and the score it was rendered from.
 
-    `midi` is a standard MIDI file as bytes.
+    `midi` is a standard MIDI file as bytes, empty where the decoder made sound without a score.
     """
 
     samples: np.ndarray
     rate: int
-    midi: bytes
+    midi: bytes = b""
 
     @property
     def seconds(self) -> float:
@@ -66,7 +66,10 @@ class MediaDecoder(Protocol):
         ...
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`; `config.json` names the decoder under "decoder"."""
+        """Write `config.json`, which names the decoder under "decoder", and `model.safetensors`.
+
+        A decoder over a published pipeline writes `config.json` only: it says where the pipeline is.
+        """
         ...
 
 
@@ -78,11 +81,15 @@ def decoder_names() -> list[str]:
 def load_decoder(name_or_path: str | Path, space: str) -> MediaDecoder:
     """Load a decoder by name, or one saved by `save_pretrained`, for embeddings of `space`.
 
+    `<name>:<folder or hub repository>` says which weights of a pipeline of diffusers (docs/decoders.md); they are read
+    when the first item is decoded.
+
     Raises `KeyError` for a name nobody registered, `FileNotFoundError` for a folder that holds no decoder and
     `SpaceMismatch` where the decoder reads another space.
     """
-    if str(name_or_path) in DECODERS:
-        decoder = _decoder_class(str(name_or_path)).from_pretrained(None)
+    family, _, which = str(name_or_path).partition(":")
+    if family in DECODERS:
+        decoder = _decoder_class(family).from_pretrained(which or None)
     elif os.sep not in str(name_or_path) and not Path(name_or_path).is_dir():
         raise KeyError(f"no decoder named {name_or_path!r}; there are {', '.join(decoder_names())}, or give a folder")
     else:
