@@ -133,7 +133,7 @@ def train_prior(workspace: Folder = HERE) -> None:
 
 @train.command("decoder")
 def train_decoder(workspace: Folder = HERE) -> None:
-    """A picture decoder of one's own, trained on this catalog instead of the shipped one."""
+    """The picture decoder: new pictures out of the shapes of this catalog's own."""
     from mmrec import stages
 
     _done("train decoder", stages.train_decoder(*_open(workspace))[1])

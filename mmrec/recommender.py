@@ -447,18 +447,17 @@ class Recommender:
         return made
 
     def decoder(self, medium: Literal["image", "audio"]) -> MediaDecoder:
-        """The decoder that draws (or plays) dreams: the workspace's own if it trained one, else the recipe's."""
+        """The recipe's decoder that draws, or plays, dreams; the built-in one learnt from this catalog's pictures."""
         if medium not in self._decoders:
             from diffusion.decoders import load_decoder
 
             if medium not in self.spaces:
                 raise MmrecError(f"the catalog has no {medium} to learn from, so it cannot dream any", mend="add some")
-            own = self.workspace.current("decoder")
             name = getattr(self.recipe.decoders, medium)
-            if own is not None and own.options["media"] == medium:
-                name = str(self._part("decoder"))
             if name is None:
                 raise MmrecError(f"decoders.{medium} is null in the recipe", mend=f"name a decoder for {medium} in it")
+            if name == "builtin_image":
+                name = str(self._part("decoder"))
             self._decoders[medium] = load_decoder(name, self.spaces[medium]["space"])
         return self._decoders[medium]
 

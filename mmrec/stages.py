@@ -501,39 +501,32 @@ def bridged(workspace: Workspace) -> dict[str, np.ndarray]:
     return steers
 
 
-def train_decoder(workspace: Workspace, recipe: Recipe, media: str = "image") -> Built:
-    """A decoder of one's own, trained on the pictures or music of this catalog instead of the shipped one."""
+def train_decoder(workspace: Workspace, recipe: Recipe) -> Built:
+    """The built-in picture decoder, which draws new pictures out of the shapes of this catalog's own."""
     inputs = _inputs(workspace, "embeddings")
-    options = {"media": media, "training": recipe.decoder_training, "seed": recipe.seed}
 
     def write(folder: Path) -> None:
+        from diffusion.decoders.builtin_image import ImageDecoderConfig, train_image_decoder
+
         data = load_embeddings(workspace)
         catalog = Catalog.load(workspace.require("catalog").path)
-        if media not in data.present or not data.present[media].any():
-            raise MmrecError(
-                f"the catalog has no {media} to train a decoder on", mend="mmrec ingest a catalog that has some"
-            )
-        rows = np.flatnonzero(data.present[media])
-        vectors = data.vectors[media][rows]
-        if media == "image":
-            from diffusion.decoders.image_training import ImageTrainingConfig, train_image_decoder
+        if not data.present.get("image", np.zeros(1, bool)).any():
+            raise MmrecError("the catalog has no pictures to learn from", mend="mmrec ingest a catalog that has some")
+        rows = np.flatnonzero(data.present["image"])
+        config = configure(
+            ImageDecoderConfig, {"space": data.spaces["image"]["space"], **recipe.decoder_training}, "decoder_training"
+        )
+        paths = [path for row in rows if (path := catalog.image_path(int(row)))]
+        with progress("learning to draw", unit="pictures") as tick:
+            train_image_decoder(paths, data.vectors["image"][rows], config, progress=tick).save_pretrained(folder)
 
-            config = configure(ImageTrainingConfig, recipe.decoder_training, "decoder_training")
-            paths = [path for i in rows if (path := catalog.image_path(int(i)))]
-            decoder: Any = _trained(
-                "training the picture decoder",
-                lambda tick: train_image_decoder(
-                    paths, vectors, config, seed=recipe.seed, checkpoint_dir=folder / CHECKPOINTS, progress=tick
-                ),
-            )
-        else:
-            raise MmrecError(
-                "a music decoder learns from scores, which a catalog of sounds does not have",
-                mend="python -m diffusion.decoders.music_training --help",
-            )
-        decoder.save_pretrained(folder)
+    return workspace.build("decoder", inputs, {"training": recipe.decoder_training}, write)
 
-    return workspace.build("decoder", inputs, options, write)
+
+def draws_itself(workspace: Workspace, recipe: Recipe) -> bool:
+    """Whether the recipe wants the built-in picture decoder and the catalog has pictures to teach it."""
+    spaces = json.loads((workspace.require("embeddings").path / "spaces.json").read_text(encoding="utf-8"))
+    return recipe.decoders.image == "builtin_image" and "image" in spaces
 
 
 def index(workspace: Workspace, recipe: Recipe) -> Built:
@@ -646,6 +639,7 @@ def run(workspace: Workspace, recipe: Recipe) -> list[Built]:
         ("index", index),
         ("train retriever", train_retriever),
         ("train prior", train_prior),
+        ("train decoder", train_decoder),
         ("evaluate", evaluate),
     ]
     built = ingest(workspace, recipe)
@@ -653,6 +647,8 @@ def run(workspace: Workspace, recipe: Recipe) -> list[Built]:
     for name, stage in path:
         if not has_log(workspace) and name in ("train retriever", "train prior", "evaluate"):
             print(f"{name}: left out, for there is no log of who liked what (mmrec ingest SOURCE --log LOG)")
+            continue
+        if name == "train decoder" and not draws_itself(workspace, recipe):
             continue
         built.append(stage(workspace, recipe))
         _tell(name, built[-1][1])

@@ -3,9 +3,9 @@
 It remembers the catalog's pictures as flat shapes (`shapes.py`) beside their embeddings, and draws by retrieval, as
 retrieval-augmented diffusion does (Blattmann et al. 2022, section 3): of the remembered pictures near the embedding it
 takes one, then the one whose blend with the first points most nearly where the embedding points, and draws what lies
-between their shapes. Nothing comes out that is one remembered picture unchanged. Fitting takes seconds on a catalog's own
-pictures, so nothing has to be shipped; the price is that it knows no shape its pictures do not have. (A latent flow with an
-autoencoder was trained for an hour on two cores first: its drawings of unseen things were blots.)
+between their shapes. Nothing comes out that is one remembered picture unchanged. Fitting takes seconds on a catalog's
+own pictures, so nothing has to be shipped; the price is that it knows no shape its pictures do not have. (A latent flow
+with an autoencoder was trained for an hour on two cores first: its drawings of unseen things were blots.)
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class BuiltinImageDecoder:
 
     def decode(self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0) -> list[Image.Image]:
         """One RGB picture per embedding [n, dim]; picture i depends on (embeddings[i], seed, first + i) only."""
-        read = _read(check_embeddings(embeddings, self.dim, self.name), self.arrays["mean"], self.arrays["axes"])  # [n, r]
+        read = _read(
+            check_embeddings(embeddings, self.dim, self.name), self.arrays["mean"], self.arrays["axes"]
+        )  # [n, r]
         return [self._draw(row, np.random.default_rng([seed, first + i])) for i, row in enumerate(read)]
 
     def _draw(self, wanted: np.ndarray, random: np.random.Generator) -> Image.Image:
@@ -72,7 +74,7 @@ class BuiltinImageDecoder:
         partners = np.argsort(-fit.max(axis=0), kind="stable")[:SECOND]
         b = int(random.choice(partners)) if len(memory) > 1 else a
         t = STEPS[int(fit[:, b].argmax())] if b != a else 0.0
-        colour = float(random.choice([0.15, 0.85]))
+        colour = float(random.choice([0.15, 0.85], p=[0.7, 0.3]))
         return between(self._shapes(a), self._shapes(b), t, colour, self.config.side)
 
     def _shapes(self, i: int) -> Shapes:
