@@ -167,7 +167,7 @@ def _colours(names: Any) -> list[str]:
 
 
 def _number(value: Any) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4f}"
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 now = recommender()
