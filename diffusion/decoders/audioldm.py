@@ -1,7 +1,7 @@
 """MusicLDM (Chen et al. 2023) and AudioLDM 2 (Liu et al. 2023): clips from CLAP embeddings.
 
-Each was trained with a CLAP of its own, whose weights come with the pipeline. Other CLAPs also give 512 numbers and mean
-other things by them; `save_encoder` writes the right one as a folder for the encoder `clap:<folder>`.
+Each was trained with a CLAP of its own, whose weights come with the pipeline. Other CLAPs also give 512 numbers and
+mean other things by them; `save_encoder` writes the right one as a folder for the encoder `clap:<folder>`.
 """
 
 from __future__ import annotations

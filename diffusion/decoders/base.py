@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 DECODERS: dict[str, tuple[str, str]] = {
     "builtin_image": ("diffusion.decoders.builtin_image", "BuiltinImageDecoder"),
     "builtin_music": ("diffusion.decoders.builtin_music", "BuiltinMusicDecoder"),
+    "kandinsky": ("diffusion.decoders.kandinsky", "KandinskyDecoder"),
+    "ip_adapter": ("diffusion.decoders.ip_adapter", "IPAdapterDecoder"),
+    "ip_adapter_sdxl": ("diffusion.decoders.ip_adapter", "IPAdapterXLDecoder"),
+    "unclip": ("diffusion.decoders.unclip", "UnCLIPDecoder"),
+    "musicldm": ("diffusion.decoders.audioldm", "MusicLDMDecoder"),
+    "audioldm2": ("diffusion.decoders.audioldm", "AudioLDM2Decoder"),
 }
 
 

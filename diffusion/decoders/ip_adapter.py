@@ -64,7 +64,7 @@ class IPAdapterDecoder(PipelineDecoder):
     def reads(self, pipe: Any) -> int:
         projection = pipe.unet.encoder_hid_proj.image_projection_layers[0]
         if type(projection).__name__ != "ImageProjection":
-            raise ValueError(f"{self.name}: {self.config.adapter_file} reads the patches of a picture, not an embedding")
+            raise ValueError(f"{self.name}: {self.config.adapter_file} reads patches of a picture, not an embedding")
         return int(projection.image_embeds.in_features)
 
     def run(self, embedding: Tensor, generator: torch.Generator) -> Any:
