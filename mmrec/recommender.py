@@ -16,7 +16,7 @@ from mmrec.config import Recipe
 from mmrec.errors import MmrecError
 from mmrec.feedback import Feedback
 from mmrec.interactions import Histories, load_histories
-from mmrec.stages import MODALITIES, has_log, load_embeddings, load_vectors, read_media
+from mmrec.stages import MODALITIES, Embeddings, has_log, load_embeddings, load_vectors, read_media
 from mmrec.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -422,6 +422,7 @@ class Recommender:
             MmrecError: if the catalog lacks the medium, or its decoder is switched off in the recipe.
         """
         from diffusion.fidelity import checks
+        from encoders.bridge import among_neighbours
 
         if not dreams:
             return []
@@ -431,9 +432,7 @@ class Recommender:
         for row, dream in enumerate(dreams):
             kind = medium or dream.medium
             decoder = self.decoder(kind)
-            output = decoder.decode(
-                self._bridge(f"item_to_{kind}").transform(vectors[row : row + 1]), seed=seed, first=row
-            )
+            output = decoder.decode(among_neighbours(vectors[row : row + 1], *self._seen(kind)), seed=seed, first=row)
             verdict = {name: values[row].item() for name, values in verdicts.items()}
             made.append(
                 Creation(
@@ -520,10 +519,19 @@ class Recommender:
     @cached_property
     def modalities(self) -> dict[str, np.ndarray]:
         """Modality -> bool [N], which items have it."""
-        present = dict(load_embeddings(self.workspace).present)
+        present = dict(self._embeddings.present)
         more = range(len(next(iter(present.values()))), len(self.catalog))
         has = {"text": self.catalog.describe, "image": self.catalog.image_path, "audio": self.catalog.audio_path}
         return {m: np.concatenate([p, [bool(has[m](i)) for i in more]]).astype(bool) for m, p in present.items()}
+
+    def _seen(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
+        """The items that have a modality: their vectors [n, D], and what its encoder made of them [n, d]."""
+        rows = np.flatnonzero(self._embeddings.present[modality])
+        return self.vectors[rows], self._embeddings.vectors[modality][rows]
+
+    @cached_property
+    def _embeddings(self) -> Embeddings:
+        return load_embeddings(self.workspace)
 
     @cached_property
     def _popularity(self) -> np.ndarray:

@@ -277,7 +277,7 @@ def _shards(folder: Path, modality: str) -> list[Path]:
 
 
 def fuse(workspace: Workspace, recipe: Recipe) -> Built:
-    """One unit vector per item, and the bridges between the item space and the spaces of the encoders."""
+    """One unit vector per item, and the bridges that lead words, a picture or a sound alone into the item space."""
     from encoders.fusion import FusionConfig
 
     embeddings = workspace.require("embeddings")
@@ -308,10 +308,6 @@ def fuse(workspace: Workspace, recipe: Recipe) -> Built:
             to_item = Bridge.fit(known, vectors[present], recipe.seed)
             to_item.save(folder / "bridges" / f"{modality}_to_item")
             told[f"{modality}_to_item"] = to_item.held_out
-            if modality != "text":
-                from_item = Bridge.fit(vectors[present], known, recipe.seed)
-                from_item.save(folder / "bridges" / f"item_to_{modality}")
-                told[f"item_to_{modality}"] = from_item.held_out
         told |= words_alone(data, config, recipe.seed)
         write_text(folder / "bridges.json", json.dumps(json_able(told), indent=1))
         for name, held_out in told.items():

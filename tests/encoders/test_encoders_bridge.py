@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoders.bridge import Bridge
+from encoders.bridge import Bridge, among_neighbours
 from encoders.ridge import fit_ridge
 
 
@@ -100,3 +100,14 @@ def test_ridge_finds_the_plain_answer_where_there_is_no_noise() -> None:
     np.testing.assert_allclose(ridge.weights, true, atol=0.01)
     assert ridge.r2 > 0.999
     assert fit_ridge(x, rng.normal(size=(400, 5))).r2 < 0.05
+
+
+def test_among_neighbours_is_the_weighted_mean_of_what_lies_near():
+    source = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], np.float32)
+    target = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
+    on_item = among_neighbours(source[:1], source, target)
+    assert np.allclose(on_item, target[:1], atol=1e-4)
+    halfway = among_neighbours(np.array([[1.0, 1.0]], np.float32) / np.sqrt(2), source, target)
+    assert np.allclose(halfway, [[0.5, 0.5, 0.0]], atol=1e-4)
+    nearest_only = among_neighbours(np.array([[0.8, 0.6]], np.float32), source, target, k=1)
+    assert np.allclose(nearest_only, target[:1])
