@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -383,7 +384,13 @@ def _styled(figure: Any, height: int, *, left: int | None = None, legend: bool =
 
 
 def _figure(figure: Any, metric: str) -> str:
-    plot = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
+    name = hashlib.sha256(figure.to_json().encode()).hexdigest()[:16]  # plotly's own choice is another every time
+    plot = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"plot-{name}",
+        config={"displayModeBar": False, "responsive": True},
+    )
     info = METRICS.get(base_name(metric))
     caption = f"<figcaption>{escape(info.meaning)}</figcaption>" if info else ""
     return f"<figure>{plot}{caption}</figure>"
