@@ -68,5 +68,6 @@ class KandinskyDecoder(PipelineDecoder):
                 f"{self.name}: no image_encoder in {self.config.image_encoder!r} ({error}); "
                 'name a folder that has one in config.json under "image_encoder", or draw without it: "guidance": 1'
             ) from error
-        side = encoder.config.image_size
-        return encoder.eval()(torch.zeros(1, 3, side, side)).image_embeds
+        picture = torch.zeros(1, 3, encoder.config.image_size, encoder.config.image_size)
+        device, dtype = self.pipe.device, self.pipe.dtype
+        return encoder.eval().to(device, dtype)(picture.to(device, dtype)).image_embeds

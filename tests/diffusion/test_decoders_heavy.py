@@ -46,7 +46,7 @@ from transformers import (
 )
 
 from diffusion.decoders import Clip, MediaDecoder, SpaceMismatch, load_decoder
-from diffusion.decoders.base import DECODERS
+from diffusion.decoders.base import DECODERS, _decoder_class
 
 SPACE = "tiny"
 HEAVY = {  # decoder -> (media, length of its embeddings)
@@ -344,6 +344,15 @@ def same(a, b) -> bool:
 
 def test_every_heavy_decoder_is_tested():
     assert set(HEAVY) == {name for name in DECODERS if not name.startswith("builtin")}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_the_page_names_what_is_loaded_by_default(name):
+    page = (Path(__file__).parents[2] / "docs" / "decoders.md").read_text(encoding="utf-8")
+    config = _decoder_class(name).config_class()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+    assert all(f"`{told}`" in row for told in (config.model, config.space))
+    assert f"| {config.dim} |" in row
 
 
 def test_makes_what_it_says(saved, decoder, made):
