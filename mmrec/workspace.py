@@ -173,26 +173,29 @@ class Workspace:
             version = self._unused(stage, fingerprint)
             work = self.root / ".partial" / f"{stage}-{fingerprint}"
             work.mkdir(parents=True, exist_ok=True)
-            write(work)
+            if not (work / "artifact.json").is_file():  # written last: a run that left it had only to publish
+                write(work)
+                self._record(stage, work, fingerprint, inputs, options)
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
-            for leftover in work.rglob(".*"):  # temporary files of a killed run
-                if leftover.is_file():
-                    leftover.unlink()
-            files = {
-                str(file.relative_to(work)): _sha256(file)
-                for file in sorted(work.rglob("*"))
-                if file.is_file() and file.name != "artifact.json"
-            }
-            artifact = Artifact(stage, version, fingerprint, dict(inputs), json_able(dict(options)), files)
-            record = {key: value for key, value in asdict(artifact).items() if key != "path"}
-            write_text(work / "artifact.json", json.dumps(record, indent=1, sort_keys=True))
             version.parent.mkdir(exist_ok=True)
             os.replace(work, version)
             self._point(stage, version)
             self._sweep(stage, keep=version)
-        artifact = Artifact(stage, version.resolve(), fingerprint, dict(inputs), artifact.options, files)
-        self._verified[artifact.path] = artifact
-        return artifact, True
+            return self.require(stage), True
+
+    def _record(
+        self, stage: str, work: Path, fingerprint: str, inputs: Mapping[str, str], options: Mapping[str, Any]
+    ) -> None:
+        files = {}
+        for file in sorted(file for file in work.rglob("*") if file.is_file()):
+            name = file.relative_to(work)
+            if file.name.startswith("."):  # a temporary file of a killed run
+                file.unlink()
+            elif name.parts[0] != CHECKPOINTS:
+                files[str(name)] = _sha256(file)
+        artifact = Artifact(stage, work, fingerprint, dict(inputs), json_able(dict(options)), files)
+        record = {key: value for key, value in asdict(artifact).items() if key != "path"}
+        write_text(work / "artifact.json", json.dumps(record, indent=1, sort_keys=True))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
