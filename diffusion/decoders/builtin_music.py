@@ -36,6 +36,7 @@ class MusicDecoderConfig:
     layers: int = 4
     heads: int = 4
     prefix: int = 4  # positions made from the embedding
+    dropout: float = 0.15  # in training
     guidance: float = 1.5
     header_temperature: float = 0.5  # of instrument, tempo, key, ...
     temperature: float = 0.9  # of the notes
@@ -48,8 +49,9 @@ Cache = list[tuple[Tensor, Tensor]]  # keys and values per layer, [B, H, T, W / 
 class Layer(nn.Module):
     """Causal attention with rotary positions (Su et al. 2021), then a feed-forward network, both after a norm."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.heads = heads
         self.attention_norm, self.feed_norm = nn.RMSNorm(width), nn.RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -64,8 +66,8 @@ class Layer(nn.Module):
         if past:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=past is None)
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, time, width))  # [B, T, W]
-        return x + self.feed(self.feed_norm(x)), (key, value)
+        x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, time, width)))  # [B, T, W]
+        return x + self.dropout(self.feed(self.feed_norm(x))), (key, value)
 
 
 def rotate(x: Tensor, start: int) -> Tensor:
@@ -96,7 +98,8 @@ class MusicTransformer(nn.Module):
         self.unconditional = nn.Parameter(torch.randn((config.prefix + 1) * width) * 0.02)
         self.token = nn.Embedding(len(VOCABULARY), width)
         self.features = nn.ModuleList(nn.Embedding(size, width) for size in Grammar.FEATURES)
-        self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.RMSNorm(width)
         self.logits = nn.Linear(width, len(VOCABULARY))
         for table in (self.token, *self.features):
@@ -121,6 +124,7 @@ class MusicTransformer(nn.Module):
         x = self.token(tokens) + context[:, -1:]
         for index, table in enumerate(self.features):
             x = x + table(features[..., index])
+        x = self.dropout(x)
         if past is None:
             x = torch.cat([context[:, :-1], x], dim=1)  # [B, prefix + T, W]
         cache = []

@@ -1,6 +1,6 @@
 """Train the built-in music decoder on scores and the embeddings of their sound.
 
-    python -m diffusion.decoders.music_training PAIRS OUT --steps 4000
+    python -m diffusion.decoders.music_training PAIRS OUT --steps 600
 
 PAIRS holds `.npz` files of scores beside embeddings, as `python -m mmrec.datasets.music_pairs` makes them. The
 embeddings the decoder will be given are dreamt and come over a linear bridge, so in training they are blended with a
@@ -38,10 +38,10 @@ class MusicTrainingConfig:
     """How long and how hard; the defaults are those of the shipped weights."""
 
     decoder: MusicDecoderConfig = field(default_factory=MusicDecoderConfig)
-    steps: int = 4000
+    steps: int = 600
     batch: int = 32
     rate: float = 1.5e-3
-    weight_decay: float = 0.05
+    weight_decay: float = 0.1
     drop: float = 0.1  # how often the embedding is left out
     noise: float = 0.5  # the most noise, as a part of a normalised embedding's spread
     blend: float = 0.4  # the most a neighbour's embedding is mixed in
@@ -105,7 +105,8 @@ def train_music_decoder(
         condition, known = _disturb(normalised, near, rows, config, seed, step)
         for group in optimizer.param_groups:
             group["lr"] = config.rate * _schedule(step, config.steps)
-        with accelerator.autocast():
+        with torch.random.fork_rng(), accelerator.autocast():
+            torch.manual_seed(seed * 1_000_003 + step)  # of dropout
             logits = model(inputs, known_features, network.context(condition, known))  # [B, T, V]
         loss = F.cross_entropy(logits.float().transpose(1, 2), target, ignore_index=-1, reduction="none")  # [B, T]
         weight = (target >= 0).float()
