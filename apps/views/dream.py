@@ -57,7 +57,7 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
         medium = right.segmented_control("Made as", media, format_func=called, key=dial("medium", EITHER))
         widely = "How widely the dreams differ: 0 gives one safe dream, 2 gives wild ones."
         temperature = left.slider("Exploration", 0.0, 2.0, step=0.1, key=dial("temperature", 1.0), help=widely)
-        n = middle.slider("How many dreams", 1, 12, key=dial("n", 6))
+        n = middle.slider("How many dreams", 1, 12, key=dial("n", 4))
         icon = ":material/auto_awesome:"
         right.button("Dream again", type="primary", icon=icon, on_click=_again, key="again", width="stretch")
         with st.expander("More dials: strengths, steps, a picture or a sound to steer by"):
@@ -133,18 +133,17 @@ def show(who: Person, creation: Creation, number: int) -> None:
     """One dream: what was made, how new it is, what is real around it, and what can be done with it."""
     near, novelty = creation.dream.items, f"{creation.dream.novelty:.0%}"
     words = next(words for limit, words in NOVELTY if creation.dream.novelty < limit)
+    title = "Between " + " and ".join(item.title for item in near[:2]) if len(near) > 1 else "A dream"
     around = "".join(f'<img src="{cover(i)}" alt="{escape(i.title)}" title="{escape(i.title)}">' for i in near)
     with st.container(border=True, key=f"card-dream-{number}"):
-        st.html(
-            f'<figure class="cover"><img src="{face(creation)}" alt="dream {number + 1}"></figure>'
-            f'<p class="title">{words.capitalize()}</p>'
-            f'<div class="meter"><i style="width:{novelty}"></i></div>'
-            f'<p class="reason">Novelty {novelty}: it stands more alone than that share of the real items.</p>'
-            f"{badges(creation)}"
-        )
+        st.html(f'<figure class="cover"><img src="{face(creation)}" alt="dream {number + 1}"></figure>')
         if creation.clip is not None:
             st.audio(as_wav(creation), format="audio/wav")
-        st.html(f'<p class="kind">Nearest real items</p><div class="near">{around}</div>')
+        st.html(
+            f'<p class="title">{escape(title)}</p><div class="meter"><i style="width:{novelty}"></i></div>'
+            f'<p class="reason">Novelty {novelty}, {words}: more alone than that share of the real items.</p>'
+            f'{badges(creation)}<p class="kind apart">Nearest real items</p><div class="near">{around}</div>'
+        )
         with st.container(horizontal=True, key=f"thumbs-dream-{number}"):
             for value, word, icon in ((1, "Like", "thumb_up"), (-1, "Dislike", "thumb_down")):
                 st.button(
@@ -156,11 +155,9 @@ def show(who: Person, creation: Creation, number: int) -> None:
                     on_click=judge,
                     args=(who.key, creation, value),
                 )
-        data, name, kind = as_file(creation, number)
-        icon = ":material/download:"
-        st.download_button(
-            "Save", data, name, kind, key=f"save-{number}", icon=icon, type="tertiary", on_click="ignore"
-        )
+            data, name, kind = as_file(creation, number)
+            icon = ":material/download:"
+            st.download_button("Save", data, name, kind, key=f"save-{number}", icon=icon, on_click="ignore")
 
 
 def judge(key: str, creation: Creation, value: int) -> None:
@@ -212,8 +209,8 @@ def main() -> None:
     now, who = recommender(), person()
     heading(
         "Dream",
-        "Not a search: a diffusion prior imagines things this person would love, and decoders draw and play them. "
-        "A thumb on a dream counts for the real item nearest to it, and the next dreams follow.",
+        "A diffusion prior imagines what this person would love, decoders draw and play it. "
+        "A thumb counts for the nearest real item.",
     )
     if has(now, "Dreaming", "index", "ids", "prior"):
         page(now, who)
@@ -226,8 +223,9 @@ def page(now: Recommender, who: Person) -> None:
         st.html(f'<p class="quiet">{anybody}</p>')
     wish, file = ask(now, who)
     with kindly():
+        whom = who.user or ("you" if who.known else "anybody")
         imagination = dream(now, who, wish, file)
-        section("Dreamt for you" if who.known else "Dreamt for anybody", f"seed {wish.seed}, {wish.steps} steps")
+        section(f"Dreamt for {whom}", f"seed {wish.seed}, {wish.steps} steps")
         with kindly():
             creations = create(now, who, wish, imagination)
             with st.container(key="dreams"):

@@ -137,8 +137,7 @@ def main() -> None:
     now, who = recommender(), person()
     heading(
         "Map",
-        "Every item of the catalog; things alike in looks, sound, words and company lie together. "
-        "Hover for a title, press a dot to see it.",
+        "Every item of the catalog; things alike lie together. Hover for a title, press a dot to see it.",
     )
     if has(now, "The map", "index", "ids"):
         page(now, who)

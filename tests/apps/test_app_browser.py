@@ -53,8 +53,8 @@ def served(tiny_workspace: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
             pytest.fail("the app did not answer: " + (tmp_path / "app.log").read_text())
         yield address, root
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=20)
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 @pytest.fixture
