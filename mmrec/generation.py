@@ -108,7 +108,8 @@ def save(creation: Creation, path: Path, told: dict[str, object]) -> Path:
     assert creation.clip is not None
     path = path.with_suffix(".ogg")
     path.write_bytes(sound_bytes(creation, origin))
-    path.with_suffix(".mid").write_bytes(creation.clip.midi)
+    if creation.clip.midi:
+        path.with_suffix(".mid").write_bytes(creation.clip.midi)
     return path
 
 
