@@ -101,7 +101,7 @@ def same(stage: str, one: Path, other: Path) -> None:
             assert len(frames[0]) > 50
             pd.testing.assert_frame_equal(*frames, check_exact=True)
         pages = [(artifact.path / "report.html").read_text(encoding="utf-8") for artifact in (a, b)]
-        numberless = [re.sub(r"</?[bu]>|plot-\w+|[-+\d.,e]+", "", page) for page in pages]  # which is best, too
+        numberless = [re.sub(r"</?[bu]>|plot-\w+|[-+\d.,e]+", "", page) for page in pages]
         assert numberless[0] == numberless[1]
         differ -= {"metrics.parquet", "summary.parquet", "report.html"}
     assert not differ
@@ -116,6 +116,7 @@ STAGES = [
     ("index", ["index"], []),
     ("retriever", ["train", "retriever"], [("checkpoint.pt", 2, 0.0)]),
     ("prior", ["train", "prior"], [("training.safetensors", 2, 0.0), ("training.safetensors", 1, 0.1)]),
+    ("decoder", ["train", "decoder"], []),
     ("evaluation", ["evaluate"], [("regression/training.safetensors", 2, 0.0)]),
 ]
 
