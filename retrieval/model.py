@@ -32,7 +32,7 @@ class RetrieverConfig:
     weight_decay: float = 0.05
     warmup: float = 0.05
     patience: int = 4
-    code_weight: float = 1.0
+    code_weight: float = 0.1
     full_softmax_up_to: int = 5_000
     negatives: int = 512
     fusion_weight: float = 0.3
