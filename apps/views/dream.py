@@ -26,7 +26,7 @@ NOVELTY = (
     (0.25, "much like what exists"),
     (0.6, "a new blend of known things"),
     (0.9, "new, yet near the catalog"),
-    (1.01, "far from anything there is"),
+    (1.01, "far from the catalog"),
 )
 
 
@@ -141,7 +141,7 @@ def show(who: Person, creation: Creation, number: int) -> None:
             st.audio(as_wav(creation), format="audio/wav")
         st.html(
             f'<p class="title">{escape(title)}</p><div class="meter"><i style="width:{novelty}"></i></div>'
-            f'<p class="reason">Novelty {novelty}, {words}: more alone than that share of the real items.</p>'
+            f'<p class="reason">Novelty {novelty}: {words}</p>'
             f'{badges(creation)}<p class="kind apart">Nearest real items</p><div class="near">{around}</div>'
         )
         with st.container(horizontal=True, key=f"thumbs-dream-{number}"):
@@ -225,7 +225,7 @@ def page(now: Recommender, who: Person) -> None:
     with kindly():
         whom = who.user or ("you" if who.known else "anybody")
         imagination = dream(now, who, wish, file)
-        section(f"Dreamt for {whom}", f"seed {wish.seed}, {wish.steps} steps")
+        section(f"Dreamt for {whom}", "novelty: the share of real items that stand less alone than the dream")
         with kindly():
             creations = create(now, who, wish, imagination)
             with st.container(key="dreams"):
