@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,10 +21,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion.checkpoint import Checkpoint
 from diffusion.decoders.base import check_embeddings
 from diffusion.decoders.builtin_music import BuiltinMusicDecoder, MusicDecoderConfig, MusicTransformer
 from diffusion.decoders.score import HEADER, START, Score, decode_score, encode_score, step_features
@@ -200,51 +198,6 @@ def _mark(
     for array in (*tokens, values, *weights):
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-class Checkpoint:
-    """One safetensors file with the weights, their average and the optimizer's state, replaced atomically."""
-
-    def __init__(self, folder: Path, mark: str) -> None:
-        self.path, self.mark = folder / "music_training.safetensors", mark
-
-    def save(
-        self, step: int, network: MusicTransformer, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
-    ) -> None:
-        """Write what `load` needs after `step` steps."""
-        tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in average.items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        save_file(
-            {name: value.detach().cpu().clone() for name, value in tensors.items()},
-            part,
-            {"step": str(step), "mark": self.mark},
-        )
-        os.replace(part, self.path)
-
-    def load(self, network: MusicTransformer, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> int:
-        """Restore in place; return how many steps are done, 0 where nothing was saved."""
-        if not self.path.is_file():
-            return 0
-        with safe_open(self.path, "pt") as file:
-            metadata = file.metadata()
-            if metadata["mark"] != self.mark:
-                raise ValueError(
-                    f"{self.path} is of a run with other data, options or seed: remove it, or name another folder"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
-        average.update({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return int(metadata["step"])
 
 
 def main() -> None:
