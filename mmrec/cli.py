@@ -77,7 +77,7 @@ def ingest(
         like_at=like_at,
         dislike_at=dislike_at,
     )
-    _done("ingest", any(built for _, built in stages.ingest(space, recipe)))
+    _done("ingest", any(built for _, built in stages.ingest(space, recipe, look_again=True)))
     recipe.save(file)
 
 

@@ -47,8 +47,11 @@ PAIR_WINDOW = 3
 # -- ingest ------------------------------------------------------------------------------------------------------------
 
 
-def ingest(workspace: Workspace, recipe: Recipe) -> list[Built]:
-    """Read the catalog and, if there is one, the log of who liked what."""
+def ingest(workspace: Workspace, recipe: Recipe, *, look_again: bool = False) -> list[Built]:
+    """Read the catalog and, if there is one, the log of who liked what.
+
+    With ``look_again`` a catalog is read anew if pictures or sounds of it were set aside: they may have been mended.
+    """
     source = recipe.source
     if source.dataset is not None:
         told = {"dataset": source.dataset, "options": source.options, "seed": recipe.seed}
@@ -81,7 +84,8 @@ def ingest(workspace: Workspace, recipe: Recipe) -> list[Built]:
         _say(report)
 
     options = {"columns": source.columns, "media_root": source.media_root}
-    built = [workspace.build("catalog", identity, options, write_catalog)]
+    again = look_again and _media_set_aside(workspace)
+    built = [workspace.build("catalog", identity, options, write_catalog, force=again)]
 
     if log_identity is not None:
         item_ids = Catalog.load(built[0][0].path).item_ids
@@ -105,6 +109,13 @@ def ingest(workspace: Workspace, recipe: Recipe) -> list[Built]:
         inputs = {"catalog": built[0][0].fingerprint, **log_identity}
         built.append(workspace.build("interactions", inputs, thresholds, write_log))
     return built
+
+
+def _media_set_aside(workspace: Workspace) -> bool:
+    import pyarrow.parquet as pq
+
+    file = workspace.root / "catalog" / "quarantine.parquet"
+    return file.is_file() and bool({"image", "audio", "file"} & set(pq.read_table(file)["column"].to_pylist()))
 
 
 def load_split(workspace: Workspace, recipe: Recipe) -> tuple[Catalog, Histories, Split]:
