@@ -153,7 +153,8 @@ def record(workspace: Workspace, recipe: Recipe, directory: Path) -> Path:
         dataset=recipe.name + (" (simulated people)" if recipe.source.simulated else ""),
         split=f"{recipe.split}-test",
         seeds=recipe.evaluation.seeds,
-        command=f"mmrec run recipes/{recipe.name}.yaml --record docs/results",
+        command=f"mmrec run recipes/{recipe.name}.yaml && mmrec evaluate -w workspaces/{recipe.name} "
+        f"--seeds {','.join(map(str, recipe.evaluation.seeds))} --record docs/results",
     )
     return results.write_records(recipe.name, records, directory)
 
