@@ -16,7 +16,7 @@ import numpy as np
 import streamlit as st
 
 from apps.session import Person, rate
-from mmrec.stages import read_media
+from mmrec.embedding import read_media
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -30,6 +30,8 @@ Dislikes = Annotated[list[str] | None, typer.Option("--dislike", help="An item i
 User = Annotated[str | None, typer.Option("--user", "-u", help="A user of the log.")]
 Count = Annotated[int, typer.Option("-k", min=1, help="How many items.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
+Where = Annotated[str, typer.Option("--engine", help="local, or ray: on a cluster, with the same result.")]
+Address = Annotated[str | None, typer.Option(help="Of the Ray cluster; without it, one on this machine.")]
 HERE = Path("workspace")
 
 
@@ -87,15 +89,19 @@ def embed(
     text: Annotated[str | None, typer.Option(help="Encoder of words.")] = None,
     image: Annotated[str | None, typer.Option(help="Encoder of pictures.")] = None,
     audio: Annotated[str | None, typer.Option(help="Encoder of sounds.")] = None,
+    engine: Where = "local",
+    address: Address = None,
 ) -> None:
     """Encode words, pictures and sounds, and fuse them into one vector per item."""
     from mmrec import stages
+    from mmrec.engines import make_engine
 
+    runs = make_engine(engine, address)
     space, recipe = _open(workspace)
     for modality, name in (("text", text), ("image", image), ("audio", audio)):
         if name is not None:
             setattr(recipe.encoders, modality, None if name == "none" else name)
-    _done("embed", stages.embed(space, recipe)[1])
+    _done("embed", stages.embed(space, recipe, runs)[1])
     _done("fuse", stages.fuse(space, recipe)[1])
     recipe.save(workspace / "recipe.yaml")
 
@@ -281,13 +287,17 @@ def generate(
     steps: Annotated[int, typer.Option(min=1, max=16)] = 8,
     out: Annotated[Path, typer.Option(help="Where to; a killed job goes on there.")] = Path("generated"),
     seed: Seed = 0,
+    engine: Where = "local",
+    address: Address = None,
 ) -> None:
     """Make pictures or music for many people; resumable."""
+    from mmrec.engines import make_engine
     from mmrec.errors import MmrecError
     from mmrec.generation import generate as make
 
     if what not in ("images", "music"):
         raise MmrecError(f"generate makes images or music, not {what!r}", mend="mmrec generate images")
+    runs = make_engine(engine, address)
     recommender = _recommender(workspace)
     if users == "all":
         people = recommender.histories.user_ids
@@ -296,8 +306,8 @@ def generate(
     else:
         people = users.split(",")
     medium: Any = "image" if what == "images" else "audio"
-    manifest = make(recommender, medium, people, out, per_user=per_user, text=text, avoid=avoid, steps=steps, seed=seed)
-    print(manifest)
+    options: Any = {"per_user": per_user, "text": text, "avoid": avoid, "steps": steps, "seed": seed}
+    print(make(recommender, medium, people, out, engine=runs, **options))
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Batch jobs: pictures and music for many people into one folder, resumable, the same whatever is killed in between.
 
-A person's output depends on the workspace, the person, the seed and the options only. Each person's files and manifest
-part are written under a temporary name and renamed, so a finished person is never made again.
+A person's output depends on the workspace, the person, the seed and the options only, not on the engine that made it.
+Each person's files and manifest part are written under a temporary name and renamed, so a finished person is never made
+again.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from mmrec.engines import Engine, Files, LocalEngine, Task
 from mmrec.errors import MmrecError
 from mmrec.progress import progress
-from mmrec.workspace import fingerprint_of, write_text
+from mmrec.workspace import Workspace, fingerprint_of, write_text
 
 if TYPE_CHECKING:
     from mmrec.recommender import Creation, Recommender
@@ -34,8 +38,9 @@ def generate(
     avoid: str = "",
     steps: int = 8,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> Path:
-    """Make ``per_user`` pictures or clips for each person.
+    """Make ``per_user`` pictures or clips for each person, in this process or by another ``engine``.
 
     Writes ``<user>/<n>.png`` (or ``.ogg``) with their origin in the file's own metadata, and ``manifest.parquet`` with
     one row per file: user, file, seed, text, avoid, steps, decoder, embedding, novelty, grounded items, checks.
@@ -52,12 +57,8 @@ def generate(
     users = list(dict.fromkeys(users))
     for user in users:
         recommender.history(user)
-    workspace = recommender.workspace
-    parts = [
-        artifact.fingerprint for stage in ("prior", "decoder", "additions") if (artifact := workspace.current(stage))
-    ]
-    workspace.require("prior")
-    options: dict[str, object] = {
+    recommender.workspace.require("prior")
+    options: dict[str, Any] = {
         "medium": medium,
         "per_user": per_user,
         "text": text,
@@ -65,26 +66,33 @@ def generate(
         "steps": steps,
         "seed": seed,
     }
-    job = fingerprint_of({"parts": parts, "decoder": recommender.decoder(medium).name, **options})
+    decoder = recommender.decoder(medium).name
+    job = fingerprint_of({"parts": _parts(recommender.workspace), "decoder": decoder, **options})
     started = destination / "job.json"
     if started.is_file() and json.loads(started.read_text(encoding="utf-8"))["job"] != job:
         raise MmrecError(
             f"{destination} holds the output of another job", mend="give another --out, or delete that folder"
         )
     write_text(started, json.dumps({"job": job, **options}, indent=1))
-    rows: list[dict[str, object]] = []
+    folders = {user: destination / _folder_name(user) for user in users}
+    tasks: list[Task] = [
+        {"user": user, "folder": folder.name}
+        for user, folder in folders.items()
+        if not (folder / "manifest.json").is_file()
+    ]
     with progress(f"creating for {len(users):,} people", unit="people") as tick:
-        for done, user in enumerate(users, 1):
-            name = _folder_name(user)
-            finished = destination / name / "manifest.json"
-            if not finished.is_file():
-                partial = destination / f".{name}.part"
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-                _make(recommender, user, partial, name, options)
-                os.replace(partial, destination / name)
-            rows += json.loads(finished.read_text(encoding="utf-8"))
+        made = (engine or LocalEngine()).run(Maker(recommender, options), tasks)
+        for done, (task, files) in enumerate(zip(tasks, made, strict=True), len(users) - len(tasks) + 1):
+            partial = destination / f".{task['folder']}.part"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name, content in files.items():
+                (partial / name).write_bytes(content)
+            os.replace(partial, folders[task["user"]])
             tick(done, len(users))
+    rows = [
+        row for folder in folders.values() for row in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    ]
     temporary = destination / ".manifest.parquet"
     pq.write_table(pa.Table.from_pylist(rows), temporary)
     temporary.replace(destination / "manifest.parquet")
@@ -124,24 +132,94 @@ def sound_bytes(creation: Creation, comment: str = "made by mmrec (generated)", 
         file.comment = comment
         for start in range(0, len(creation.clip.samples), 4096):  # libsndfile's Vorbis writer overflows on long writes
             file.write(creation.clip.samples[start : start + 4096])
-    return buffer.getvalue()
+    return _steady(buffer.getvalue()) if kind == "OGG" else buffer.getvalue()
 
 
-def _make(recommender: Recommender, user: str, folder: Path, name: str, options: dict[str, object]) -> None:
-    medium = options["medium"]
-    own_seed = _seed_of(user, int(str(options["seed"])))
+def _steady(ogg: bytes) -> bytes:
+    """The same Ogg stream with a serial number that follows from its content; libsndfile draws one from the clock.
+
+    RFC 3533, section 6: the serial number lies at byte 14 of a page, its checksum at byte 22, its segment table at 27.
+    """
+    pages, start = [], 0
+    while start < len(ogg):
+        segments = 27 + start, 27 + start + ogg[start + 26]
+        end = segments[1] + sum(ogg[slice(*segments)])
+        pages.append(bytearray(ogg[start:end]))
+        start = end
+    for page in pages:
+        page[14:18] = page[22:26] = bytes(4)
+    serial = zlib.crc32(b"".join(pages)).to_bytes(4, "little")
+    for page in pages:
+        page[14:18] = serial
+        page[22:26] = _ogg_checksum(page).to_bytes(4, "little")
+    return b"".join(pages)
+
+
+def _ogg_checksum(page: bytes | bytearray) -> int:
+    """CRC-32 with the polynomial of Ethernet, bits not reflected, started from and ended with zero."""
+    value = 0
+    for byte in page:
+        value = (value << 8 & 0xFFFFFFFF) ^ _CRC[value >> 24 ^ byte]
+    return value
+
+
+def _crc_entry(byte: int) -> int:
+    value = byte << 24
+    for _ in range(8):
+        value = value << 1 ^ (0x104C11DB7 if value >> 31 else 0)
+    return value
+
+
+_CRC = [_crc_entry(byte) for byte in range(256)]
+
+
+class Maker:
+    """What makes one person's files; the worker of `generate`. On another machine it opens the workspace there."""
+
+    def __init__(self, recommender: Recommender, options: dict[str, Any]) -> None:
+        self.recommender, self.options = recommender, options
+
+    def __reduce__(self) -> tuple[Callable[..., Maker], tuple[Any, ...]]:
+        workspace = self.recommender.workspace
+        return Maker._open, (str(workspace.root.resolve()), _parts(workspace), self.options)
+
+    @staticmethod
+    def _open(root: str, parts: list[str], options: dict[str, Any]) -> Maker:
+        from mmrec.recommender import Recommender
+
+        recommender = Recommender.load(root)
+        if _parts(recommender.workspace) != parts:
+            raise MmrecError(f"{root} was built again while the job was running", mend="run the job again")
+        return Maker(recommender, options)
+
+    def __call__(self, task: Task) -> Files:
+        with tempfile.TemporaryDirectory() as folder:
+            _make(self.recommender, task["user"], Path(folder), task["folder"], self.options)
+            return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+
+
+def _parts(workspace: Workspace) -> list[str]:
+    """The fingerprints of what a creation is made with."""
+    return [
+        artifact.fingerprint for stage in ("prior", "decoder", "additions") if (artifact := workspace.current(stage))
+    ]
+
+
+def _make(recommender: Recommender, user: str, folder: Path, name: str, options: dict[str, Any]) -> None:
+    """Write one person's creations and ``manifest.json`` into ``folder``."""
+    own_seed = _seed_of(user, options["seed"])
     history = recommender.history(user)
     liked = [item for item, preference in history if preference > 0]
     disliked = [item for item, preference in history if preference < 0]
     imagined = recommender.imagine(
         user,
-        text=str(options["text"]),
-        avoid=str(options["avoid"]),
-        n=int(str(options["per_user"])),
-        steps=int(str(options["steps"])),
+        text=options["text"],
+        avoid=options["avoid"],
+        n=options["per_user"],
+        steps=options["steps"],
         seed=own_seed,
     )
-    made = recommender.create(imagined.dreams, likes=liked, dislikes=disliked, medium=medium, seed=own_seed)  # type: ignore[arg-type]
+    made = recommender.create(imagined.dreams, likes=liked, dislikes=disliked, medium=options["medium"], seed=own_seed)
     rows = []
     for number, creation in enumerate(made):
         told = {"user": user, "seed": own_seed, "text": options["text"], "avoid": options["avoid"]}

@@ -13,10 +13,11 @@ import numpy as np
 
 from mmrec.catalog import Catalog
 from mmrec.config import Recipe
+from mmrec.embedding import MODALITIES, read_media
 from mmrec.errors import MmrecError
 from mmrec.feedback import Feedback
 from mmrec.interactions import Histories, load_histories
-from mmrec.stages import MODALITIES, Embeddings, has_log, load_embeddings, load_vectors, read_media
+from mmrec.stages import Embeddings, has_log, load_embeddings, load_vectors
 from mmrec.workspace import Workspace
 
 if TYPE_CHECKING:

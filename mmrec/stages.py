@@ -18,6 +18,8 @@ import numpy as np
 
 from mmrec.catalog import Catalog, ingest_catalog
 from mmrec.config import Recipe
+from mmrec.embedding import MODALITIES, ShardEncoder, media_of, write_embeddings
+from mmrec.engines import Engine, LocalEngine
 from mmrec.errors import MmrecError
 from mmrec.interactions import Histories, Split, by_time, ingest_interactions, leave_one_out, load_histories
 from mmrec.progress import Tick, progress
@@ -32,14 +34,10 @@ from mmrec.workspace import (
 )
 
 if TYPE_CHECKING:
-    from encoders.base import Encoder
     from encoders.fusion import FusionConfig
 
 Built = tuple[Artifact, bool]
 Config = TypeVar("Config")
-MODALITIES = ("text", "image", "audio")
-SHARD = 256
-"""Items per embedding shard: what a killed `embed` loses at most."""
 PAIR_WINDOW = 3
 """Two wanted items of one person that lie at most so many steps apart count as used together."""
 
@@ -139,107 +137,31 @@ def wanted_only(items: Sequence[np.ndarray], preferences: Sequence[np.ndarray]) 
 # -- embed and fuse ----------------------------------------------------------------------------------------------------
 
 
-def embed(workspace: Workspace, recipe: Recipe) -> Built:
+def embed(workspace: Workspace, recipe: Recipe, engine: Engine | None = None) -> Built:
     """Encode every modality of every item into ``<modality>_emb/*.npy`` shards with ``metadata/*.parquet`` beside them.
 
     A shard that a killed run finished is kept. Rows of items that lack a modality are zeros, and ``has_<modality>`` in
-    the metadata is false; whoever reads the shards masks them.
+    the metadata is false; whoever reads the shards masks them. The artifact is the same whatever the ``engine`` (None:
+    this process).
     """
     source = workspace.require("catalog")
     catalog = Catalog.load(source.path)
     names = {modality: name for modality in MODALITIES if (name := getattr(recipe.encoders, modality))}
-    names = {modality: name for modality, name in names.items() if any(_media(catalog, modality))}
+    names = {modality: name for modality, name in names.items() if any(media_of(catalog, modality))}
     media = [
         (path, *_size_and_time(Path(path)))
         for modality in names
         if modality != "text"
-        for path in _media(catalog, modality)
+        for path in media_of(catalog, modality)
         if path
     ]
     inputs = {"catalog": source.fingerprint, "media": fingerprint_of(media)}
-    return workspace.build("embeddings", inputs, {"encoders": names}, lambda folder: _embed(catalog, names, folder))
-
-
-def _embed(catalog: Catalog, names: dict[str, str], folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from encoders.registry import load_encoder
-
-    shards = [range(start, min(start + SHARD, len(catalog))) for start in range(0, len(catalog), SHARD)]
-    has = {modality: np.zeros(len(catalog), bool) for modality in MODALITIES}
-    spaces: dict[str, dict[str, Any]] = {}
-    failures: list[dict[str, str]] = []
-    for modality, name in names.items():
-        encoder = load_encoder(name)
-        spaces[modality] = {"encoder": name, "space": encoder.space, "dim": encoder.dim}
-        with progress(f"encoding {modality} with {name}") as tick:
-            for number, rows in enumerate(shards):
-                shard = folder / f"{modality}_emb" / f"{modality}_emb_{number:05d}.npy"
-                done = folder / CHECKPOINTS / f"{modality}_{number:05d}.json"
-                if not done.is_file():
-                    vectors, present, failed = _encode_rows(catalog, rows, modality, encoder)
-                    shard.parent.mkdir(parents=True, exist_ok=True)
-                    _save_array(shard, vectors)
-                    write_text(done, json.dumps({"present": present.tolist(), "failed": failed}))
-                record = json.loads(done.read_text(encoding="utf-8"))
-                has[modality][rows.start : rows.stop] = record["present"]
-                failures += record["failed"]
-                tick(rows.stop, len(catalog))
-    (folder / "metadata").mkdir(exist_ok=True)
-    for number, rows in enumerate(shards):
-        columns: dict[str, Any] = {"item_id": [catalog.item_ids[i] for i in rows]}
-        columns |= {f"has_{modality}": has[modality][rows.start : rows.stop] for modality in MODALITIES}
-        pq.write_table(pa.table(columns), folder / "metadata" / f"metadata_{number:05d}.parquet")
-    schema = pa.schema([("item_id", pa.string()), ("column", pa.string()), ("reason", pa.string())])
-    pq.write_table(pa.Table.from_pylist(failures, schema=schema), folder / "quarantine.parquet")
-    write_text(folder / "spaces.json", json.dumps(spaces, indent=1))
-
-
-def _encode_rows(
-    catalog: Catalog, rows: range, modality: str, encoder: Encoder
-) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
-    """[len(rows), dim] vectors, which rows have the modality, and what could not be read."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from encoders.media import MediaError
-
-    media = _media(catalog, modality)
-
-    def read(row: int) -> Any:
-        if not media[row]:
-            return None
-        try:
-            return read_media(media[row], modality)
-        except MediaError as error:
-            return error
-
-    with ThreadPoolExecutor(4) as pool:
-        loaded = list(pool.map(read, rows))
-    failed = [
-        {"item_id": catalog.item_ids[row], "column": modality, "reason": str(item)}
-        for row, item in zip(rows, loaded, strict=True)
-        if isinstance(item, MediaError)
-    ]
-    present = np.array([item is not None and not isinstance(item, MediaError) for item in loaded])
-    vectors = np.zeros((len(rows), encoder.dim), np.float32)
-    if present.any():
-        vectors[present] = encoder.encode([item for item, ok in zip(loaded, present, strict=True) if ok], modality)
-    finite = np.asarray(np.isfinite(vectors).all(axis=1))
-    failed += [
-        {"item_id": catalog.item_ids[rows[i]], "column": modality, "reason": "the encoder gave no finite vector"}
-        for i in np.flatnonzero(~finite)
-    ]
-    return np.where(finite[:, None], vectors, 0.0), present & finite, failed
-
-
-def read_media(what: str, modality: str) -> Any:
-    """A text as it is, or the picture or sound at a path, as an encoder takes it."""
-    if modality == "text":
-        return what
-    from encoders.media import read_audio, read_image
-
-    return read_image(Path(what)) if modality == "image" else read_audio(Path(what))
+    return workspace.build(
+        "embeddings",
+        inputs,
+        {"encoders": names},
+        lambda folder: write_embeddings(catalog, names, folder, engine or LocalEngine()),
+    )
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -249,14 +171,6 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
-
-
-def _media(catalog: Catalog, modality: str) -> list[str]:
-    """Per item its text, or the path of its picture or sound; empty if it has none."""
-    if modality == "text":
-        return [catalog.describe(i) for i in range(len(catalog))]
-    path = catalog.image_path if modality == "image" else catalog.audio_path
-    return [str(path(i) or "") for i in range(len(catalog))]
 
 
 @dataclass(frozen=True)
@@ -600,7 +514,6 @@ def add(workspace: Workspace, recipe: Recipe, source: Path | None = None) -> Bui
 
 def _encode_additions(workspace: Workspace, folder: Path) -> None:
     from encoders.fusion import Fusion
-    from encoders.registry import load_encoder
     from retrieval.semantic_ids import SemanticIds, assign_unique, load_tokenizer
 
     known = Catalog.load(workspace.require("catalog").path)
@@ -614,11 +527,10 @@ def _encode_additions(workspace: Workspace, folder: Path) -> None:
     spaces = json.loads((workspace.require("embeddings").path / "spaces.json").read_text(encoding="utf-8"))
     vectors, present = {}, {}
     for modality, space in spaces.items():
-        vectors[modality], present[modality], failed = _encode_rows(
-            known, rows, modality, load_encoder(space["encoder"])
-        )
-        if failed:
-            raise MmrecError(f"{failed[0]['item_id']}: {failed[0]['reason']}", mend="mend the file and add it again")
+        media = media_of(known, modality)[rows.start :]
+        vectors[modality], present[modality], failed = ShardEncoder(space["encoder"], modality).encode(media)
+        for row, reason in failed:
+            raise MmrecError(f"{known.item_ids[rows[row]]}: {reason}", mend="mend the file and add it again")
     empty = [known.item_ids[row] for i, row in enumerate(rows) if not any(has[i] for has in present.values())]
     if empty:
         raise MmrecError(

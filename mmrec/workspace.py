@@ -3,22 +3,28 @@
 ``workspace/<stage>`` is a symlink to a finished version under ``.versions/``. A stage writes into
 ``.partial/<stage>-<fingerprint>/``, where a killed run leaves its shards and checkpoints for the next one; when it is
 done the folder is renamed and the symlink replaced in one step: readers see the old artifact or the new, never half.
+One process writes at a time; who it is stands in ``.holder.json``.
 
-``artifact.json`` in every version says what it was made from: the fingerprints of its inputs, its options, and a
-SHA-256 per file. The fingerprint covers mmrec's own version too, since defaults change with it. A stage whose
+``artifact.json`` in every version says what it was made from: the fingerprints of its inputs, its options, a
+SHA-256 per file, and one of all this. The fingerprint covers mmrec's own version too, since defaults change with it. A stage whose
 fingerprint is unchanged is skipped; a stale, foreign or damaged one is refused with the command that mends it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +50,12 @@ MENDS = {
     "additions": "mmrec add",
 }
 """The command that makes each stage's artifact."""
+
+RECORD = {"stage", "fingerprint", "inputs", "options", "files"}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_IN_WORDS = re.compile(r"No space left on device|Disk quota exceeded|\d+ requested and \d+ written|failed writing")
+"""How safetensors, FAISS, Arrow, NumPy and torch tell of a full disk without its error number."""
+CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,9 @@ class Workspace:
         damaged = f"{self.root / stage} is damaged"
         try:
             record = json.loads((version / "artifact.json").read_text(encoding="utf-8"))
+            told = record.pop("checksum", None)  # artifacts of mmrec before 0.2 have none
+            if (told or _checksum_of(record)) != _checksum_of(record) or set(record) != RECORD:
+                raise ValueError("it is not what was written")
             artifact = Artifact(
                 stage, version, record["fingerprint"], record["inputs"], record["options"], record["files"]
             )
@@ -157,7 +172,7 @@ class Workspace:
         """
         told = {"stage": stage, "version": __version__, "inputs": dict(inputs), "options": dict(options)}
         fingerprint = fingerprint_of(told)
-        with self.lock():
+        with writing(self.root), self.lock():
             self._clear_the_way(stage)
             try:
                 artifact = self.current(stage)
@@ -195,6 +210,7 @@ class Workspace:
                 files[str(name)] = _sha256(file)
         artifact = Artifact(stage, work, fingerprint, dict(inputs), json_able(dict(options)), files)
         record = {key: value for key, value in asdict(artifact).items() if key != "path"}
+        record["checksum"] = _checksum_of(record)
         write_text(work / "artifact.json", json.dumps(record, indent=1, sort_keys=True))
 
     @contextmanager
@@ -202,7 +218,7 @@ class Workspace:
         """Hold the workspace for writing.
 
         Raises:
-            MmrecError: at once, if another process holds it.
+            MmrecError: at once, if another process holds it; it names that process.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.root / ".lock")
@@ -210,13 +226,31 @@ class Workspace:
             lock.acquire(timeout=0)
         except Timeout:
             raise MmrecError(
-                f"another mmrec process is working on {self.root}",
+                f"another mmrec process is working on {self.root}{self._holder()}",
                 mend="wait for it to end, or use another -w WORKSPACE",
             ) from None
+        me = {
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        }
+        with suppress(OSError):  # a full disk: the lock holds without a name on it
+            write_text(self.root / ".holder.json", json.dumps(me))
         try:
             yield
         finally:
+            with suppress(OSError):
+                (self.root / ".holder.json").unlink()
             lock.release()
+
+    def _holder(self) -> str:
+        """Who holds the lock, in words; nothing if it has just let go."""
+        try:
+            held = json.loads((self.root / ".holder.json").read_text(encoding="utf-8"))
+            return f": process {held['pid']} on {held['host']} since {held['since']} ({held['command']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def _finished(self, stage: str, fingerprint: str) -> Path | None:
         """A whole version with this fingerprint, whether or not the symlink has come to it yet."""
@@ -284,11 +318,14 @@ def fingerprint_of_source(source: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: a killed process leaves the old file or the new one."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as f:
-        f.write(text)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+        f.write(content)
         f.flush()
         os.fsync(f.fileno())
     os.chmod(f.name, 0o644)
@@ -298,6 +335,10 @@ def write_text(path: Path, text: str) -> None:
 def json_able(value: Any) -> Any:
     """``value`` with paths as strings and tuples as lists, ready for `json.dumps`."""
     return json.loads(json.dumps(value, default=str, sort_keys=True))
+
+
+def _checksum_of(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ import streamlit as st
 
 from apps.cards import as_address, grid, heading, section
 from apps.session import UPLOAD_TYPES, Person, dial, has, kindly, person, recommender, uploaded
-from mmrec.stages import read_media
+from mmrec.embedding import read_media
 
 if TYPE_CHECKING:
     from mmrec import Recommender
