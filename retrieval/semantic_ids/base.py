@@ -1,31 +1,65 @@
-"""What an item tokenizer is, and the finished semantic IDs of a catalog."""
+"""What an item tokenizer is, what all of them share, and the finished semantic IDs of a catalog."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from retrieval.files import read_arrays, read_json, write_arrays, write_json
 
+Progress = Callable[[int, int], None]
+ITEMS_PER_CODE = 4  # a smaller catalog gets smaller codebooks
+
+
+@dataclass(frozen=True)
+class Context:
+    """What may be known of the items besides their vectors.
+
+    histories: an int64 array of item indices per person, oldest first, without the disliked; of the training part only.
+    modalities: {name: float32 [N, d]}, a vector per item and modality; a row of zeros says that the item lacks it.
+    """
+
+    histories: Sequence[np.ndarray] = ()
+    modalities: Mapping[str, np.ndarray] = field(default_factory=dict)
+
 
 @runtime_checkable
 class ItemTokenizer(Protocol):
-    """Item vectors to short codes and back. New vectors can be encoded after `fit`."""
+    """Item vectors to short codes and back.
 
-    name: str
+    needs: the fields of `Context` without which it cannot be fitted. encodes_new: whether `encode` works, that is,
+    whether the codes follow from what an item is and not from who used it or from its number.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+    encodes_new: ClassVar[bool]
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Codes per level, known after `fit`."""
 
-    def fit(self, vectors: np.ndarray, seed: int = 0) -> None:
-        """Learn from float32 [N, D]. Same vectors and seed, same codes."""
+    def fit(
+        self,
+        vectors: np.ndarray,
+        seed: int = 0,
+        context: Context | None = None,
+        *,
+        checkpoint_dir: Path | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Learn from the items' float32 [N, D] and return their codes int64 [N, L], not yet unique.
 
-    def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """float32 [n, D] -> int64 [n, L]; not yet unique."""
+        Same arguments, same codes. What takes long saves itself in `checkpoint_dir` and goes on there after a kill.
+        Raises ValueError for vectors that are not finite, or if the context lacks what the tokenizer `needs`.
+        """
+
+    def encode(self, vectors: np.ndarray, context: Context | None = None) -> np.ndarray:
+        """float32 [n, D] of new items -> int64 [n, L]; not yet unique. Raises ValueError unless `encodes_new`."""
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
         """int64 [n, L] -> float32 [n, D], the vector the codes stand for."""
@@ -36,6 +70,62 @@ class ItemTokenizer(Protocol):
     @classmethod
     def load(cls, path: Path) -> ItemTokenizer:
         """Read what `save` wrote."""
+
+
+class Tokenizer:
+    """What the tokenizers share: shape options, checks, saving.
+
+    levels, codebook_size: `levels` codes of at most `codebook_size` values each; a small catalog gets fewer values. A
+    subclass keeps its further options in `options` and all that it learns in `arrays`.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    encodes_new: ClassVar[bool] = True
+
+    def __init__(self, levels: int = 3, codebook_size: int = 256, **options: Any) -> None:
+        if levels < 1 or codebook_size < 1:
+            raise ValueError(f"levels={levels}, codebook_size={codebook_size}: both must be at least 1")
+        self.levels = levels
+        self.codebook_size = codebook_size
+        self.options = {"levels": levels, "codebook_size": codebook_size, **options}
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def save(self, path: Path) -> None:
+        self.check_fitted()
+        write_arrays(Path(path) / "tokenizer.safetensors", self.arrays)
+        write_json(Path(path) / "tokenizer.json", {"name": self.name, "options": self.options})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        tokenizer = cls(**read_json(Path(path) / "tokenizer.json")["options"])
+        tokenizer.arrays = read_arrays(Path(path) / "tokenizer.safetensors")
+        return tokenizer
+
+    def size_for(self, items: int) -> int:
+        """How many values a code may have in a catalog of so many items."""
+        return max(1, min(self.codebook_size, items // ITEMS_PER_CODE))
+
+    def check_fitted(self) -> None:
+        if not self.arrays:
+            raise ValueError(f"the tokenizer {self.name} has learnt nothing yet: call fit(vectors, seed) first")
+
+    def check_fit(self, vectors: np.ndarray, context: Context | None) -> tuple[np.ndarray, Context]:
+        """The vectors as float32 and a context that has what the tokenizer needs."""
+        vectors = np.asarray(vectors, dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) == 0 or not np.isfinite(vectors).all():
+            raise ValueError(f"vectors {list(vectors.shape)}: need finite numbers [N, D] with at least one item")
+        context = context or Context()
+        for need in self.needs:
+            if not getattr(context, need):
+                raise ValueError(f"the tokenizer {self.name} learns from {need}: fit it with Context({need}=...)")
+        return vectors, context
+
+    def check_encode(self, vectors: np.ndarray, width: int) -> np.ndarray:
+        vectors = np.asarray(vectors, dtype=np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != width:
+            raise ValueError(f"vectors {list(vectors.shape)}: this tokenizer was fitted on [N, {width}]")
+        return vectors
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,30 @@
-"""Item tokenizers by name."""
+"""Item tokenizers by name; a module is imported when its tokenizer is asked for."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from retrieval.files import read_json
 from retrieval.semantic_ids.base import ItemTokenizer
-from retrieval.semantic_ids.residual_kmeans import ResidualKMeans
 
-TOKENIZERS: dict[str, type] = {ResidualKMeans.name: ResidualKMeans}
+TOKENIZERS = {
+    "residual_kmeans": "ResidualKMeans",
+    "rqvae": "RQVAE",
+    "fsq": "FSQ",
+    "product": "ProductQuantizer",
+    "letter": "LETTER",
+    "lcrec": "LCRec",
+    "collaborative": "CollaborativeIds",
+    "sequential": "SequentialIds",
+    "hybrid": "HybridIds",
+    "random": "RandomIds",
+    "decoupled": "DecoupledCodes",
+    "prorec": "PRORec",
+}
+"""The class of each name; it lives in the module of that name."""
+MODULES = {"random": "random_ids"}  # a module called `random` would shadow Python's own for whoever runs it as a script
 
 
 def tokenizer_names() -> list[str]:
@@ -19,11 +34,11 @@ def tokenizer_names() -> list[str]:
 def _class(name: str) -> Any:
     if name not in TOKENIZERS:
         raise KeyError(f"no item tokenizer is called {name!r}; there are: {', '.join(tokenizer_names())}")
-    return TOKENIZERS[name]
+    return getattr(import_module(f"retrieval.semantic_ids.{MODULES.get(name, name)}"), TOKENIZERS[name])
 
 
 def make_tokenizer(name: str, **options: Any) -> ItemTokenizer:
-    """A new, unfitted tokenizer. Raises KeyError for an unknown name."""
+    """A new, unfitted tokenizer. Raises KeyError for an unknown name, TypeError or ValueError for unfit options."""
     return _class(name)(**options)
 
 

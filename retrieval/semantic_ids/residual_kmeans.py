@@ -7,78 +7,78 @@ The residual quantization of Chen, Guan & Wang, "Approximate Nearest Neighbor Se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from retrieval.files import read_arrays, read_json, write_arrays, write_json
+from retrieval.semantic_ids.base import ITEMS_PER_CODE as ITEMS_PER_CODE
+from retrieval.semantic_ids.base import Context, Progress, Tokenizer
 from retrieval.semantic_ids.kmeans import kmeans, nearest
 
-ITEMS_PER_CODE = 4
+
+def quantize_residuals(vectors: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
+    """[n, D], one codebook [size, D] per level -> codes int64 [n, L], level by level the nearest."""
+    residuals = vectors
+    codes = np.empty((len(vectors), len(codebooks)), dtype=np.int64)
+    for level, codebook in enumerate(codebooks):
+        codes[:, level] = nearest(residuals, codebook)
+        residuals = residuals - codebook[codes[:, level]]
+    return codes
 
 
-class ResidualKMeans:
+def sum_codewords(codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
+    """int64 [n, L] -> float32 [n, D]."""
+    total = np.zeros((len(codes), codebooks[0].shape[1]), dtype=np.float32)
+    for level, codebook in enumerate(codebooks):
+        total += codebook[codes[:, level]]
+    return total
+
+
+class ResidualKMeans(Tokenizer):
     """`levels` codebooks of at most `codebook_size` codewords; small catalogs get at most one per four items."""
 
     name = "residual_kmeans"
 
-    def __init__(self, levels: int = 3, codebook_size: int = 256) -> None:
-        if levels < 1 or codebook_size < 1:
-            raise ValueError(f"levels={levels}, codebook_size={codebook_size}: both must be at least 1")
-        self.levels = levels
-        self.codebook_size = codebook_size
-        self.codebooks: list[np.ndarray] = []  # one [size, D] per level
+    @property
+    def codebooks(self) -> list[np.ndarray]:
+        """One [size, D] per level."""
+        return [self.arrays[f"codebook_{level}"] for level in range(self.levels) if self.arrays]
+
+    @codebooks.setter
+    def codebooks(self, codebooks: Sequence[np.ndarray]) -> None:
+        self.arrays = {f"codebook_{level}": codebook for level, codebook in enumerate(codebooks)}
 
     @property
     def sizes(self) -> tuple[int, ...]:
         return tuple(len(codebook) for codebook in self.codebooks)
 
-    def fit(self, vectors: np.ndarray, seed: int = 0) -> None:
-        vectors = np.asarray(vectors, dtype=np.float32)
-        if vectors.ndim != 2 or len(vectors) == 0 or not np.isfinite(vectors).all():
-            raise ValueError(f"vectors {list(vectors.shape)}: need finite numbers [N, D] with at least one item")
-        size = max(1, min(self.codebook_size, len(vectors) // ITEMS_PER_CODE))
-        self.codebooks = []
+    def fit(
+        self,
+        vectors: np.ndarray,
+        seed: int = 0,
+        context: Context | None = None,
+        *,
+        checkpoint_dir: Path | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        vectors, _ = self.check_fit(vectors, context)
+        size = self.size_for(len(vectors))
+        codebooks = []
         residuals = vectors
         for level in range(self.levels):
             codebook = kmeans(residuals, size, seed + level)
-            self.codebooks.append(codebook)
+            codebooks.append(codebook)
             residuals = residuals - codebook[nearest(residuals, codebook)]
+            if progress is not None:
+                progress(level + 1, self.levels)
+        self.codebooks = codebooks
+        return self.encode(vectors)
 
-    def encode(self, vectors: np.ndarray) -> np.ndarray:
-        self._check_fitted()
-        residuals = np.asarray(vectors, dtype=np.float32)
-        width = self.codebooks[0].shape[1]
-        if residuals.ndim != 2 or residuals.shape[1] != width:
-            raise ValueError(f"vectors {list(residuals.shape)}: this tokenizer was fitted on [N, {width}]")
-        codes = np.empty((len(residuals), len(self.codebooks)), dtype=np.int64)
-        for level, codebook in enumerate(self.codebooks):
-            codes[:, level] = nearest(residuals, codebook)
-            residuals = residuals - codebook[codes[:, level]]
-        return codes
+    def encode(self, vectors: np.ndarray, context: Context | None = None) -> np.ndarray:
+        self.check_fitted()
+        return quantize_residuals(self.check_encode(vectors, self.codebooks[0].shape[1]), self.codebooks)
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
-        self._check_fitted()
-        total = np.zeros((len(codes), self.codebooks[0].shape[1]), dtype=np.float32)
-        for level, codebook in enumerate(self.codebooks):
-            total += codebook[codes[:, level]]
-        return total
-
-    def save(self, path: Path) -> None:
-        self._check_fitted()
-        path = Path(path)
-        write_arrays(path / "tokenizer.safetensors", {f"codebook_{i}": c for i, c in enumerate(self.codebooks)})
-        options = {"levels": self.levels, "codebook_size": self.codebook_size}
-        write_json(path / "tokenizer.json", {"name": self.name, "options": options})
-
-    @classmethod
-    def load(cls, path: Path) -> ResidualKMeans:
-        path = Path(path)
-        tokenizer = cls(**read_json(path / "tokenizer.json")["options"])
-        arrays = read_arrays(path / "tokenizer.safetensors")
-        tokenizer.codebooks = [arrays[f"codebook_{level}"] for level in range(tokenizer.levels)]
-        return tokenizer
-
-    def _check_fitted(self) -> None:
-        if not self.codebooks:
-            raise ValueError("the tokenizer has no codebooks yet: call fit(vectors, seed) first")
+        self.check_fitted()
+        return sum_codewords(codes, self.codebooks)
