@@ -35,6 +35,7 @@ from mmrec.workspace import (
 
 if TYPE_CHECKING:
     from encoders.fusion import FusionConfig
+    from retrieval.semantic_ids import Context as ItemContext
 
 Built = tuple[Artifact, bool]
 Config = TypeVar("Config")
@@ -300,22 +301,41 @@ def load_vectors(workspace: Workspace) -> np.ndarray:
 
 
 def tokenize(workspace: Workspace, recipe: Recipe) -> Built:
-    """Quantise item vectors into semantic IDs, unique by construction, with diagnostics and readable labels."""
-    inputs = {"vectors": workspace.require("vectors").fingerprint}
+    """Quantise item vectors into semantic IDs, unique by construction, with diagnostics and readable labels.
+
+    A tokenizer that needs more than vectors gets the training part of the log, or the vectors of each modality.
+    """
+    from retrieval.semantic_ids import assign_unique, describe_prefixes, diagnostics, make_tokenizer
+
+    choice = dict(recipe.tokenizer)
+    name = choice.pop("name", "residual_kmeans")
+    try:
+        tokenizer = make_tokenizer(name, **choice)
+    except (TypeError, ValueError) as error:
+        raise MmrecError(f"the recipe's section tokenizer: {error}", mend="see docs/tokenizers.md") from error
+    inputs = _inputs(workspace, "vectors")
     options = {"tokenizer": recipe.tokenizer, "seed": recipe.seed}
+    if "histories" in tokenizer.needs:
+        if not has_log(workspace):
+            raise MmrecError(
+                f"the tokenizer {name} learns from who used what, and there is no log of it",
+                mend="mmrec ingest SOURCE --log LOG, or mmrec tokenize --tokenizer residual_kmeans",
+            )
+        inputs |= _inputs(workspace, "interactions")
+        options["split"] = recipe.split
+    if "modalities" in tokenizer.needs:
+        inputs |= _inputs(workspace, "embeddings")
 
     def write(folder: Path) -> None:
-        from retrieval.semantic_ids import assign_unique, describe_prefixes, diagnostics, make_tokenizer
-
-        choice = dict(recipe.tokenizer)
-        name = choice.pop("name", "residual_kmeans")
-        try:
-            tokenizer = make_tokenizer(name, **choice)
-        except (TypeError, ValueError) as error:
-            raise MmrecError(f"the recipe's section tokenizer: {error}", mend="see docs/recipes.md") from error
         vectors = load_vectors(workspace)
-        tokenizer.fit(vectors, seed=recipe.seed)
-        ids = assign_unique(tokenizer.encode(vectors), vectors, tokenizer, seed=recipe.seed)
+        context = _context_for(tokenizer.needs, workspace, recipe)
+        codes = _trained(
+            f"fitting the tokenizer {name}",
+            lambda tick: tokenizer.fit(
+                vectors, recipe.seed, context, checkpoint_dir=folder / CHECKPOINTS, progress=tick
+            ),
+        )
+        ids = assign_unique(codes, vectors, tokenizer, seed=recipe.seed)
         report = diagnostics(ids, tokenizer, vectors)
         tokenizer.save(folder / "tokenizer")
         ids.save(folder / "ids")
@@ -327,6 +347,21 @@ def tokenize(workspace: Workspace, recipe: Recipe) -> Built:
         write_text(folder / "labels.json", json.dumps({"/".join(map(str, k)): v for k, v in labels.items()}, indent=0))
 
     return workspace.build("ids", inputs, options, write)
+
+
+def _context_for(needs: Sequence[str], workspace: Workspace, recipe: Recipe) -> ItemContext:
+    """What a tokenizer needs besides the item vectors."""
+    from retrieval.semantic_ids import Context
+
+    histories: Sequence[np.ndarray] = ()
+    modalities: dict[str, np.ndarray] = {}
+    if "histories" in needs:
+        train = load_split(workspace, recipe)[2].train
+        histories = wanted_only(train.items, train.preferences)
+    if "modalities" in needs:
+        data = load_embeddings(workspace)
+        modalities = {name: x for name, x in data.vectors.items() if data.present[name].any()}
+    return Context(histories, modalities)
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -514,7 +549,7 @@ def add(workspace: Workspace, recipe: Recipe, source: Path | None = None) -> Bui
 
 def _encode_additions(workspace: Workspace, folder: Path) -> None:
     from encoders.fusion import Fusion
-    from retrieval.semantic_ids import SemanticIds, assign_unique, load_tokenizer
+    from retrieval.semantic_ids import Context, SemanticIds, assign_unique, load_tokenizer
 
     known = Catalog.load(workspace.require("catalog").path)
     for batch in sorted(folder.glob("batch-*")):
@@ -539,7 +574,8 @@ def _encode_additions(workspace: Workspace, folder: Path) -> None:
     fused = Fusion.load(workspace.require("vectors").path / "fusion").transform(vectors, present)
     tokenizer = load_tokenizer(ids_folder / "tokenizer")
     _save_array(folder / "vectors.npy", fused)
-    assign_unique(tokenizer.encode(fused), fused, tokenizer, taken=ids).save(folder / "ids")
+    codes = tokenizer.encode(fused, Context(modalities=vectors))
+    assign_unique(codes, fused, tokenizer, taken=ids).save(folder / "ids")
     print(f"  {len(rows)} new items can be recommended; nothing was trained again")
 
 

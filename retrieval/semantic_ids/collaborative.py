@@ -65,7 +65,7 @@ def cluster_tree(graph: Any, levels: int, wide: int, seed: int, progress: Progre
 
 
 def spectral_clusters(graph: Any, clusters: int, seed: int) -> np.ndarray:
-    """A label int64 [n] per node. Nodes without a neighbour share the last cluster, or are dealt out if all are such."""
+    """A label int64 [n] per node. Those without a neighbour share the last cluster, or are dealt out if all are so."""
     from scipy.sparse import diags
     from scipy.sparse.linalg import eigsh
 
