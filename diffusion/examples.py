@@ -75,9 +75,9 @@ class Examples:
                     f"steers[{name!r}] {value.shape} must be one of {STEERS} and shaped {self.vectors.shape}"
                 )
 
-    def batch(self, step: int, process: int = 0) -> tuple[Conditions, np.ndarray, np.ndarray]:
+    def batch(self, step: int) -> tuple[Conditions, np.ndarray, np.ndarray]:
         """(conditions of B people, ordered bool [B], targets [B, R] item indices)."""
-        rng = np.random.default_rng([self.seed, 1, step, process])
+        rng = np.random.default_rng([self.seed, 1, step, 0])
         people = rng.choice(len(self.histories), self.config.batch_size, p=self.weight)
         rows = [self._example(person, rng) for person in people]
         conditions = Conditions.from_histories(

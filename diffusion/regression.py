@@ -22,11 +22,9 @@ def _mean(network: Denoiser, context: Context) -> Tensor:
     return network(x, level, context, visible, network.summarise(context, visible)).squeeze(1)
 
 
-def regression_loss(
-    network: Denoiser, context: Context, vectors: Tensor, targets: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Squared error to every target [B, R]; the minimiser is the mean of what the person likes."""
-    return (_mean(network, context) - vectors[targets]).square().mean()
+def regression_loss(network: Denoiser, context: Context, x0: Tensor, u: Tensor, noise: Tensor) -> Tensor:
+    """Squared error to every target x0 [B, R, D]; the minimiser is the mean of what the person likes."""
+    return (_mean(network, context) - x0).square().mean()
 
 
 class RegressionPrior(SavedModel):

@@ -1,4 +1,8 @@
-"""Training of the prior and of the regression baseline: one loop, resumable to the last bit on one machine."""
+"""Training of the prior and of the regression baseline: one loop, resumable to the last bit on one machine.
+
+Under `accelerate launch` every process draws the same batch and takes its own rows of it, so that several processes
+learn what one would, but for the rounding of sums.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +25,29 @@ from diffusion.network import KINDS, Context, Denoiser, PriorConfig
 from diffusion.prior import Prior, scaled, visible_tokens, with_dim
 
 Progress = Callable[[int, int], None]
-Loss = Callable[[Denoiser, Context, Tensor, Tensor, torch.Generator], Tensor]
+Loss = Callable[[Denoiser, Context, Tensor, Tensor, Tensor], Tensor]
 EVERYTHING = (frozenset(KINDS),)
 
 
-def flow_loss(
-    network: Denoiser, context: Context, vectors: Tensor, targets: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Squared error of the estimate of x0 [B, R, D] at random noise levels (x0 objective; flow.levels is the path)."""
-    x0 = vectors[targets]  # [B, R, D]
-    # one uniform draw per batch, spread evenly over its rows (low-discrepancy levels, Kingma et al. 2021, appendix I.1)
-    offsets = torch.arange(targets.numel(), device=x0.device).view_as(targets) / targets.numel()
-    u = ((torch.rand(1, generator=generator).to(x0.device) + offsets) % 1).unsqueeze(-1)  # [B, R, 1]
-    noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+def flow_loss(network: Denoiser, context: Context, x0: Tensor, u: Tensor, noise: Tensor) -> Tensor:
+    """Squared error of the estimate of x0 [B, R, D] at noise levels u [B, R, 1], which `flow.levels` makes a path."""
     alpha, sigma = levels(u, network.config.noise_shift)
     x = alpha * x0 + sigma * noise
     visible = visible_tokens(context, EVERYTHING)  # [B, 1, S]
     summary = network.summarise(context, visible)
     correction = network(x.unsqueeze(1), u.squeeze(-1).unsqueeze(1), context, visible, summary).squeeze(1)
     return (denoised(correction, x, alpha, sigma) - x0).square().mean()
+
+
+def draw_noise(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise levels u [B, R, 1] in [0, 1) and noise [B, R, D] for the targets x0 [B, R, D] of one batch.
+
+    One uniform draw per batch, spread evenly over its rows (low-discrepancy levels, Kingma et al. 2021, appendix I.1).
+    """
+    people, targets, _ = x0.shape
+    offsets = torch.arange(people * targets).view(people, targets, 1) / (people * targets)
+    u = (torch.rand(1, generator=generator) + offsets) % 1
+    return u, torch.randn(x0.shape, generator=generator)
 
 
 class _Step(torch.nn.Module):
@@ -49,10 +57,8 @@ class _Step(torch.nn.Module):
         super().__init__()
         self.network, self.loss = network, loss
 
-    def forward(
-        self, tensors: dict[str, Tensor], vectors: Tensor, targets: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        return self.loss(self.network, self.network.read(**tensors), vectors, targets, generator)
+    def forward(self, tensors: dict[str, Tensor], x0: Tensor, u: Tensor, noise: Tensor) -> Tensor:
+        return self.loss(self.network, self.network.read(**tensors), x0, u, noise)
 
 
 def train_network(
@@ -82,16 +88,20 @@ def train_network(
     start = checkpoint.load(network, optimizer, average) if checkpoint else 0
     model, optimizer = accelerator.prepare(_Step(network, loss), optimizer)
     average = {name: value.to(accelerator.device) for name, value in average.items()}
-    table = torch.from_numpy(scaled(examples.vectors)).to(accelerator.device)
+    table = torch.from_numpy(scaled(examples.vectors))
+    mine = _rows(config.batch_size, accelerator.process_index, accelerator.num_processes)
+    share = (mine.stop - mine.start) * accelerator.num_processes / config.batch_size  # gradients are averaged
     for step in range(start, config.steps):
-        conditions, ordered, targets = examples.batch(step, accelerator.process_index)
-        tensors = conditions.tensors(config.dim, accelerator.device)
-        tensors["ordered"] = torch.from_numpy(ordered).to(accelerator.device)
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + accelerator.process_index)
+        conditions, ordered, targets = examples.batch(step)
+        tensors = conditions.tensors(config.dim)
+        tensors["ordered"] = torch.from_numpy(ordered)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009)
+        x0 = table[torch.from_numpy(targets)]  # [B, R, D]
+        x0, u, noise = (part[mine].to(accelerator.device) for part in (x0, *draw_noise(x0, generator)))
+        tensors = {name: value[mine].to(accelerator.device) for name, value in tensors.items()}
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
-        value = model(tensors, table, torch.from_numpy(targets).to(accelerator.device), generator)
-        accelerator.backward(value)
+        accelerator.backward(share * model(tensors, x0, u, noise))
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -131,6 +141,13 @@ def train_prior(
         steers=steers, seed=seed, checkpoint_dir=checkpoint_dir, progress=progress,
     )  # fmt: skip
     return Prior(network)
+
+
+def _rows(batch: int, process: int, processes: int) -> slice:
+    """The rows of a batch that one of the processes takes."""
+    if batch < processes:
+        raise ValueError(f"batch_size {batch} cannot be shared by {processes} processes; raise it or start fewer")
+    return slice(batch * process // processes, batch * (process + 1) // processes)
 
 
 def _schedule(step: int, steps: int) -> float:
