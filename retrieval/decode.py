@@ -4,8 +4,8 @@ The score of an item is the plain model's log-probability of its code, the sum o
 codes of the level. It is not renormalised over the codes that exist or are allowed, so an item's score does not depend
 on what else is in the catalog or the allow-list, and equals what `score_items` computes without any beam.
 
-`extend` and `finish` are the search itself, whatever model gives the probabilities; `beam_search` runs it with the depth
-decoder of our own model, `retrieval.baselines.t5` with an encoder-decoder.
+`extend` and `finish` are the search itself, whatever model gives the probabilities; `beam_search` runs it with the
+depth decoder of our own model, `retrieval.baselines.t5` with an encoder-decoder.
 """
 
 from __future__ import annotations

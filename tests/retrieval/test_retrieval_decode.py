@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.decode import beam_search, score_items
+from retrieval.decode import beam_search, score_items, top
 from retrieval.model import DepthDecoder
 from retrieval.trie import Trie
 
@@ -32,6 +32,12 @@ def brute_force(model: DepthDecoder, h: torch.Tensor, codes: np.ndarray, permitt
         np.array(sorted(np.flatnonzero(keep), key=lambda i, row=row: (-row[i], i)), dtype=np.int64)
         for row, keep in zip(scores, permitted, strict=True)
     ]
+
+
+@pytest.fixture(params=["dense", "sparse"], autouse=True)
+def tables(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything must hold with a table by code and with ranges alone."""
+    monkeypatch.setattr("retrieval.trie.DENSE_CELLS", 1 << 20 if request.param == "dense" else 0)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -128,6 +134,32 @@ def test_trie_leads_every_code_to_its_item_and_nowhere_else() -> None:
         assert (-1 if node < 0 else int(trie.leaf_items[node])) == known.get(code, -1)
 
 
+@pytest.mark.parametrize("shape", [(3, 12800), (2, 1600), (4, 320), (3, 12801)])
+def test_folded_topk_is_topk(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    for values in (torch.randn(shape), torch.randint(5, shape).float(), torch.full(shape, -torch.inf)):
+        found, at = top(values, 50)
+        torch.testing.assert_close(found, values.topk(50, dim=1).values)
+        torch.testing.assert_close(values.gather(1, at), found)
+        assert all(len(set(row.tolist())) == 50 for row in at)
+
+
+def test_a_wide_catalog_with_hidden_items_is_searched_as_by_brute_force() -> None:
+    """Wide enough for the folded top-k, narrow enough for every item to be scored."""
+    sizes, random = (64, 64), np.random.default_rng(0)
+    codes = np.stack(np.unravel_index(random.choice(64 * 64, 3000, replace=False), sizes), axis=1).astype(np.int64)
+    torch.manual_seed(0)
+    model = DepthDecoder(8, sizes).double().eval()
+    trie, h = Trie(codes, sizes), torch.randn(5, 8, dtype=torch.float64)
+    hidden = [random.integers(3000, size=n) for n in (0, 10, 100, 1000, 2000)]
+    permitted = np.ones((5, 3000), bool)
+    for row, history in enumerate(hidden):
+        permitted[row, history] = False
+    items, _ = beam_search(model, h, trie, trie.reachable(None, hidden), k=50, beam=64)
+    for row, expected in enumerate(brute_force(model, h, codes, permitted)):
+        np.testing.assert_array_equal(items[row], expected[:50])
+
+
 def test_nothing_permitted_is_an_empty_list() -> None:
     codes, model = catalog(20), decoder()
     trie = Trie(codes, SIZES)
@@ -146,6 +178,7 @@ def test_a_hundred_thousand_items_build_and_mask_fast() -> None:
     reachable = trie.reachable(random.random(len(codes)) < 0.5, [random.integers(len(codes), size=50)] * 16)
     assert time.process_time() - start < 5  # about half a second on an idle core
     assert [len(mask) for mask in reachable.alive] == [trie.nodes(level) for level in (1, 2, 3, 4)]
+    assert trie.nbytes < 100 * len(codes)
 
 
 def test_shared_ids_are_refused() -> None:

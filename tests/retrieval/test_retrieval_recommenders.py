@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
-from retrieval.baselines import Recommender, baseline_names, make_baseline
+from retrieval.baselines import Recommender, baseline_names, make_baseline, published_names
 from retrieval.baselines.item_knn import ItemKNN
+from retrieval.baselines.tiger import TigerConfig
 from retrieval.model import RetrieverConfig
 from retrieval.ranking import Ranked, liked_part, rank, recall_and_ndcg
 from retrieval.retriever import Mode
@@ -49,13 +51,17 @@ class FittedRetriever:
         )
 
 
-NAMES = [*baseline_names(), "retriever:fused", "retriever:dense", "retriever:codes"]
+SMALL_TIGER = TigerConfig(
+    dim=32, layers=1, heads=2, head_dim=16, feed_forward=64, max_history=8, epochs=5, batch_size=128, learning_rate=2e-2
+)
+NAMES = [*baseline_names(), *published_names(), "retriever:fused", "retriever:dense", "retriever:codes"]
 
 
 def make(name: str, config: RetrieverConfig) -> Recommender:
     if name.startswith("retriever:"):
         return FittedRetriever(name.split(":")[1], config)  # type: ignore[arg-type]
-    return make_baseline(name, config=config) if name == "sasrec" else make_baseline(name)
+    options: dict[str, Any] = {"sasrec": {"config": config}, "tiger": {"config": SMALL_TIGER}}
+    return make_baseline(name, **options.get(name, {}))
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -1,0 +1,158 @@
+"""The training loop of baselines that bring a model and a loss of their own, resumable to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrieval.files import write_atomically
+
+log = logging.getLogger(__name__)
+Batch = TypeVar("Batch")
+
+
+class Schedule(Protocol):
+    """The knobs of training that the config of every such baseline has. `patience` counts epochs."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def patience(self) -> int: ...
+
+
+def fit(
+    make_model: Callable[[], nn.Module],
+    config: Schedule,
+    batches: Callable[[int], Sequence[Batch]],
+    loss_of: Callable[[nn.Module, Batch, torch.device], Tensor],
+    *,
+    score: Callable[[nn.Module], float] | None,
+    fingerprint: str,
+    seed: int,
+    checkpoint_dir: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> nn.Module:
+    """Train a new model with AdamW, linear warmup and a cosine; return it in eval mode, on the device used.
+
+    batches: epoch -> its batches, a pure function. loss_of: a scalar. score: higher is better; the best epoch is kept,
+    and training stops once it has not risen for `patience` epochs. Saved into checkpoint_dir after every epoch; run
+    again it goes on from there and ends with the weights of an undisturbed run. Raises ValueError for a checkpoint of
+    another `fingerprint`.
+    """
+    from accelerate import Accelerator
+
+    device = Accelerator().device
+    path = None if checkpoint_dir is None else Path(checkpoint_dir) / "checkpoint.pt"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = make_model().to(device)
+        optimizer = _optimizer(model, config)
+        state: dict[str, Any] = {"epoch": 0, "best": None, "best_epoch": 0, "best_score": -math.inf, "finished": False}
+        if path is not None and path.is_file():
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved.pop("fingerprint") != fingerprint:
+                raise ValueError(f"{path} belongs to another run (other data, config or seed): delete it")
+            model.load_state_dict(saved.pop("model"))
+            optimizer.load_state_dict(saved.pop("optimizer"))
+            state = saved
+        while state["epoch"] < config.epochs and not state["finished"]:
+            epoch = state["epoch"]
+            torch.manual_seed(mix(seed, epoch))  # all that is random in an epoch follows from (seed, epoch)
+            loss = _epoch(model, optimizer, config, batches(epoch), loss_of, epoch, device)
+            state["epoch"] = epoch + 1
+            note = ""
+            if score is not None:
+                found = score(model.eval())
+                note = f", validation {found:.4f}"
+                if found > state["best_score"]:
+                    best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+                    state.update(best=best, best_epoch=epoch + 1, best_score=found)
+                state["finished"] = epoch + 1 - state["best_epoch"] >= config.patience
+            log.info("epoch %d of %d: loss %.4f%s", epoch + 1, config.epochs, loss, note)
+            if path is not None:
+                learned = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                write_atomically(path, partial(torch.save, state | learned | {"fingerprint": fingerprint}))
+            if progress is not None:
+                progress(epoch + 1, config.epochs)
+        if state["best"] is not None:
+            model.load_state_dict(state["best"])
+    return model.eval()
+
+
+def fingerprint_of(config: Any, seed: int, arrays: Sequence[np.ndarray]) -> str:
+    """Tells one run from another: the config (a dataclass), the seed and all that is learned from."""
+    digest = hashlib.sha256(json.dumps([asdict(config), seed], sort_keys=True).encode())
+    for array in arrays:
+        digest.update(str(np.shape(array)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def grouped(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Row numbers in batches of like length, the batches in random order: a pure function."""
+    random = np.random.default_rng([seed, epoch])
+    order = np.lexsort([random.random(len(lengths)), lengths])
+    groups = np.split(order, range(batch_size, len(order), batch_size))
+    return [groups[group] for group in random.permutation(len(groups))]
+
+
+def mix(*numbers: int) -> int:
+    """One seed of several."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Schedule,
+    todo: Sequence[Batch],
+    loss_of: Callable[[nn.Module, Batch, torch.device], Tensor],
+    epoch: int,
+    device: torch.device,
+) -> float:
+    model.train()
+    total = torch.zeros((), device=device)
+    for step, batch in enumerate(todo):
+        done = (epoch + step / len(todo)) / config.epochs
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _rate(done, config.warmup)
+        loss = loss_of(model, batch, device)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        total += loss.detach()
+    return float(total) / len(todo)
+
+
+def _rate(done: float, warmup: float) -> float:
+    """Linear warmup, then a cosine down to a hundredth; `done` runs from 0 to 1."""
+    if done < warmup:
+        return max(0.01, done / warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def _optimizer(model: nn.Module, config: Schedule) -> torch.optim.Optimizer:
+    """AdamW; what is not a matrix does not decay."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))

@@ -1,0 +1,146 @@
+"""TIGER: the search over an encoder-decoder against `generate` of transformers and against brute force; training."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retrieval.baselines.t5 import T5Speller
+from retrieval.baselines.tiger import FIRST_CODE, Tiger, TigerConfig, _t5
+from retrieval.trie import Trie
+
+SIZES = (6, 5, 4, 5)
+OFFSETS = tuple(int(o) for o in FIRST_CODE + np.cumsum([0, *SIZES[:-1]]))
+TINY = TigerConfig(dim=16, layers=2, heads=2, head_dim=8, feed_forward=32, max_history=6, epochs=3, batch_size=64)
+ITEMS = 150
+
+
+@pytest.fixture(scope="module")
+def codes() -> np.ndarray:
+    rows = np.random.default_rng(0).choice(np.prod(SIZES), ITEMS, replace=False)
+    return np.stack(np.unravel_index(rows, SIZES), axis=1).astype(np.int64)
+
+
+def model_of(scale: float):
+    """Random weights; a larger scale makes its probabilities peaky."""
+    torch.manual_seed(1)
+    model = _t5(TINY, FIRST_CODE + sum(SIZES)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.shared.weight.data *= scale
+    return model
+
+
+def sentences(codes: np.ndarray, lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.zeros(len(lengths), 1 + 4 * max(lengths), dtype=torch.long)
+    tokens[:, 0] = 1
+    for row, length in enumerate(lengths):
+        items = np.random.default_rng(row).integers(ITEMS, size=length)
+        tokens[row, 1 : 1 + 4 * length] = torch.from_numpy(codes[items] + np.array(OFFSETS)).flatten()
+    return tokens, tokens > 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_lists_and_scores_are_those_of_generate(
+    codes: np.ndarray, scale: float, sparse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sparse:
+        monkeypatch.setattr("retrieval.trie.DENSE_CELLS", 0)
+    model, trie = model_of(scale), Trie(codes, SIZES)
+    tokens, mask = sentences(codes, (6, 2, 5, 0, 1))
+    children: dict[tuple[int, ...], set[int]] = defaultdict(set)
+    for code in (codes + np.array(OFFSETS)).tolist():
+        for level in range(4):
+            children[tuple(code[:level])].add(code[level])
+    with torch.no_grad():
+        theirs = model.generate(
+            input_ids=tokens,
+            attention_mask=mask.long(),
+            num_beams=12,
+            num_return_sequences=12,
+            max_new_tokens=4,
+            length_penalty=0.0,
+            early_stopping="never",
+            prefix_allowed_tokens_fn=lambda _, spelled: sorted(children[tuple(spelled[1:].tolist())]),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+    item_of = {tuple(code): item for item, code in enumerate((codes + np.array(OFFSETS)).tolist())}
+    expected = np.array([item_of[tuple(row)] for row in theirs.sequences[:, 1:].tolist()]).reshape(5, 12)
+    items, scores = T5Speller(model, OFFSETS).search(tokens, mask, trie, trie.reachable(), 12, 12)
+    np.testing.assert_array_equal(items.numpy(), expected)
+    torch.testing.assert_close(scores, theirs.sequences_scores.view(5, 12), atol=1e-4, rtol=1e-5)
+
+
+def test_a_beam_over_everything_is_brute_force_over_what_is_permitted(codes: np.ndarray) -> None:
+    model, trie = model_of(2.0), Trie(codes, SIZES)
+    tokens, mask = sentences(codes, (6, 2, 5))
+    random = np.random.default_rng(3)
+    allowed = random.random(ITEMS) < 0.5
+    hidden = [random.integers(ITEMS, size=n) for n in (0, 30, 300)]
+    items, scores = T5Speller(model, OFFSETS).search(tokens, mask, trie, trie.reachable(allowed, hidden), ITEMS, ITEMS)
+    targets = torch.from_numpy(codes + np.array(OFFSETS))
+    for row in range(3):
+        with torch.no_grad():
+            logits = model(
+                input_ids=tokens[[row]].expand(ITEMS, -1),
+                attention_mask=mask[[row]].long().expand(ITEMS, -1),
+                labels=targets,
+            ).logits
+        log_p = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).sum(dim=(1, 2)).numpy()
+        permitted = np.setdiff1d(np.flatnonzero(allowed), hidden[row])
+        count = len(permitted)
+        assert set(items[row, :count].tolist()) == set(permitted)
+        assert (items[row, count:] == -1).all()
+        np.testing.assert_allclose(scores[row, :count], np.sort(log_p[permitted])[::-1], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(scores[row, :count], log_p[items[row, :count]], rtol=1e-4, atol=1e-4)
+
+
+def test_a_feed_forward_it_does_not_compute_is_refused() -> None:
+    model = model_of(1.0)
+    model.config.feed_forward_proj = "gated-gelu"
+    with pytest.raises(ValueError, match="gated-gelu"):
+        T5Speller(model, OFFSETS)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_and_resumed_equals_undisturbed(world, tmp_path: Path) -> None:
+    def fitted(seed: int = 5, config: TigerConfig = TINY, **options) -> dict[str, torch.Tensor]:
+        tiger = Tiger(config, ids=world.ids, validation=(world.histories[:9], world.targets[:9]), **options)
+        tiger.fit(world.histories[:40], None, world.vectors, seed=seed)
+        return tiger.model.state_dict()
+
+    def kill(done: int, total: int) -> None:
+        assert total == 3
+        if done == 2:
+            raise Killed
+
+    undisturbed = fitted()
+    with pytest.raises(Killed):
+        fitted(checkpoint_dir=tmp_path, progress=kill)
+    told: list[int] = []
+    resumed = fitted(checkpoint_dir=tmp_path, progress=lambda done, _: told.append(done))
+    assert told == [3]
+    for name, tensor in undisturbed.items():
+        assert torch.equal(tensor, resumed[name]), name
+    assert not torch.equal(fitted(seed=6)["shared.weight"], undisturbed["shared.weight"])
+    with pytest.raises(ValueError, match="another run"):
+        fitted(seed=6, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="another run"):
+        fitted(config=replace(TINY, dropout=0.2), checkpoint_dir=tmp_path)
+
+
+def test_wrong_arguments_are_named(world) -> None:
+    with pytest.raises(ValueError, match="120 semantic IDs but 119 vectors"):
+        Tiger(TINY, ids=world.ids).fit([np.array([1, 2])], None, world.vectors[1:])
+    with pytest.raises(ValueError, match="no history has two events"):
+        Tiger(TINY, ids=world.ids).fit([np.array([1]), np.array([2])], None, world.vectors)
