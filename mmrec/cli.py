@@ -37,9 +37,17 @@ HERE = Path("workspace")
 
 def main() -> None:
     """Run the command line; errors a person can mend are shown without a traceback."""
+    from mmrec import processes
     from mmrec.errors import MmrecError
 
     try:
+        if processes.count() > 1 and sys.argv[1:3] not in (["train", "retriever"], ["train", "prior"]):
+            raise MmrecError(
+                f"mmrec {' '.join(sys.argv[1:2])} runs in one process",
+                mend="run it without accelerate launch; that is for mmrec train retriever and mmrec train prior",
+            )
+        if not processes.is_main():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         app()
     except (MmrecError, ValueError, KeyError, OSError) as error:
         if os.environ.get("MMREC_TRACEBACK"):

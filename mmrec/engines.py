@@ -42,11 +42,12 @@ class LocalEngine:
 
 
 class RayEngine:
-    """A Ray Data pipeline over a pool of actors: one to a GPU, or one to a core where there are none.
+    """A Ray Data pipeline over a pool of actors: one to a GPU, or as many as there are cores for where there are none.
 
     Each actor keeps its worker, so a model is loaded once per actor. A block that was lost with its process or machine
     is run again elsewhere; an error of the worker itself is raised here. Every machine needs mmrec, and sees the media
-    and the workspace under the same paths.
+    and the workspace under the same paths. An actor has as many threads as this process (``OMP_NUM_THREADS``), for the
+    last bits of a sum depend on how many threads share it.
 
     Args:
         address: of a running cluster; None means the one of ``RAY_ADDRESS``, or a new one on this machine.
@@ -63,29 +64,38 @@ class RayEngine:
         """
         if not tasks:
             return
+        import torch
+
         ray = self._connect()
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        most = min(gpus or int(resources.get("CPU", 1)), len(tasks))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        threads = min(torch.get_num_threads(), max(int(node.get("CPU", 0)) for node in nodes))
+        actors = gpus or sum(int(node.get("CPU", 0)) // threads for node in nodes)
         data = ray.data.from_items(
             [{"task": json.dumps(task)} for task in tasks], override_num_blocks=min(len(tasks), MAX_BLOCKS)
         )
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         data.context.enable_progress_bars = False
+        data.context.raise_original_map_exception = True
         data.context.execution_options.preserve_order = True
         done = data.map_batches(
             _Actor,
             fn_constructor_args=(worker,),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(tasks))),
+            num_cpus=threads,
             num_gpus=1 if gpus else 0,
         )
         try:
             for row in done.iter_rows():
                 yield dict(zip(row["names"], row["contents"], strict=True))
         except ray.exceptions.RayTaskError as error:
-            raise _own(error) from error
+            raise error.cause from error  # the worker's own
+        except ray.exceptions.RayError as error:
+            raise MmrecError(
+                f"the Ray cluster cannot run the job ({error})",
+                mend="install the same mmrec on every machine, and look at `ray status`",
+            ) from error
 
     def _connect(self) -> Any:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
@@ -116,13 +126,6 @@ class _Actor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[list[Any]]]:
         files = self.worker(json.loads(batch["task"][0]))
         return {"names": [list(files)], "contents": [list(files.values())]}
-
-
-def _own(error: BaseException) -> BaseException:
-    """The worker's own error behind what Ray has wrapped it in."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
-    return error
 
 
 def make_engine(name: Literal["local", "ray"] | str, address: str | None = None) -> Engine:

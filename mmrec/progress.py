@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from mmrec.processes import is_main
+
 Tick = Callable[[int, int], None]
 """Called with (done, total)."""
 
@@ -18,6 +20,9 @@ def progress(what: str, unit: str = "items") -> Iterator[Tick]:
     Yields:
         A function to call with (done, total).
     """
+    if not is_main():
+        yield lambda done, total: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

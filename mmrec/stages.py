@@ -18,10 +18,11 @@ import numpy as np
 
 from mmrec.catalog import Catalog, ingest_catalog
 from mmrec.config import Recipe
-from mmrec.embedding import MODALITIES, ShardEncoder, media_of, write_embeddings
+from mmrec.embedding import FROM_FILES, MODALITIES, ShardEncoder, media_of, write_embeddings
 from mmrec.engines import Engine, LocalEngine
 from mmrec.errors import MmrecError
 from mmrec.interactions import Histories, Split, by_time, ingest_interactions, leave_one_out, load_histories
+from mmrec.processes import build_together
 from mmrec.progress import Tick, progress
 from mmrec.workspace import (
     CHECKPOINTS,
@@ -113,8 +114,12 @@ def ingest(workspace: Workspace, recipe: Recipe, *, look_again: bool = False) ->
 def _media_set_aside(workspace: Workspace) -> bool:
     import pyarrow.parquet as pq
 
+    try:
+        catalog = workspace.current("catalog")
+    except MmrecError:  # it will be read anew
+        return False
     file = workspace.root / "catalog" / "quarantine.parquet"
-    return file.is_file() and bool({"image", "audio", "file"} & set(pq.read_table(file)["column"].to_pylist()))
+    return catalog is not None and bool({"image", "audio", "file"} & set(pq.read_table(file)["column"].to_pylist()))
 
 
 def load_split(workspace: Workspace, recipe: Recipe) -> tuple[Catalog, Histories, Split]:
@@ -152,7 +157,7 @@ def embed(workspace: Workspace, recipe: Recipe, engine: Engine | None = None) ->
     media = [
         (path, *_size_and_time(Path(path)))
         for modality in names
-        if modality != "text"
+        if modality in FROM_FILES
         for path in media_of(catalog, modality)
         if path
     ]
@@ -372,11 +377,11 @@ def train_retriever(workspace: Workspace, recipe: Recipe, *, seed: int | None = 
     inputs = _inputs(workspace, "vectors", "ids", "interactions")
     options = {"retriever": recipe.retriever, "seed": recipe.seed, "split": recipe.split}
 
-    def write(folder: Path) -> None:
+    def train(folder: Path) -> Callable[[Path], None]:
         _, _, split = load_split(workspace, recipe)
-        fit_retriever(workspace, recipe, split, recipe.seed, folder / CHECKPOINTS).save_pretrained(folder)
+        return fit_retriever(workspace, recipe, split, recipe.seed, folder / CHECKPOINTS).save_pretrained
 
-    return workspace.build("retriever", inputs, options, write)
+    return build_together(workspace, "retriever", inputs, options, train)
 
 
 def fit_retriever(workspace: Workspace, recipe: Recipe, split: Split, seed: int, checkpoints: Path) -> Any:
@@ -408,11 +413,11 @@ def train_prior(workspace: Workspace, recipe: Recipe) -> Built:
     inputs = _inputs(workspace, "vectors", "interactions")
     options = {"prior": recipe.prior, "seed": recipe.seed, "split": recipe.split}
 
-    def write(folder: Path) -> None:
+    def train(folder: Path) -> Callable[[Path], None]:
         _, _, split = load_split(workspace, recipe)
-        fit_prior(workspace, recipe, split, recipe.seed, folder / CHECKPOINTS).save_pretrained(folder)
+        return fit_prior(workspace, recipe, split, recipe.seed, folder / CHECKPOINTS).save_pretrained
 
-    return workspace.build("prior", inputs, options, write)
+    return build_together(workspace, "prior", inputs, options, train)
 
 
 def fit_prior(
