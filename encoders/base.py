@@ -71,11 +71,11 @@ def check_items(name: str, modalities: frozenset[str], items: Sequence[Item], mo
         raise ValueError(f"encoder {name!r} takes {' or '.join(sorted(modalities))}, not {modality!r}")
     if isinstance(items, str):
         raise ValueError(f"encoder {name!r} takes a list of items, got one string")
-    expected = {"text": "a str", "image": "a PIL image (encoders.media.read_image)"}.get(
+    expected = {"text": "a str", "tags": "a str", "image": "a PIL image (encoders.media.read_image)"}.get(
         modality, "a Waveform (encoders.media.read_audio)"
     )
     for position, item in enumerate(items):
-        if modality == "text":
+        if modality in ("text", "tags"):
             fits = isinstance(item, str)
         elif modality == "image":
             fits = hasattr(item, "convert")

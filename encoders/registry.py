@@ -16,6 +16,7 @@ def encoder_names() -> list[str]:
         "efficientnet_lite0",
         "musicnn",
         "librosa",
+        "hashed_tags",
         "open_clip:<model>/<pretrained>",
         "clap:<path or hub name>",
     ]
@@ -43,6 +44,10 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
         from encoders.audio import LibrosaEncoder
 
         return LibrosaEncoder()
+    if name == "hashed_tags":
+        from encoders.tags import HashedTags
+
+        return HashedTags()
     if family == "open_clip" and which:
         from encoders.clip import OpenClip
 

@@ -82,6 +82,12 @@ class Catalog:
             return text
         return f"{title}. {text}" if text else title
 
+    def tags(self, i: int) -> list[str]:
+        """The tags of item i: its metadata `tags`, a list or words with "|" or "," between."""
+        given = self.metadata[i].get("tags") or []
+        parts = re.split(r"[|,]", given) if isinstance(given, str) else given if isinstance(given, list) else [given]
+        return [tag for part in parts if (tag := str(part).replace("|", " ").strip())]
+
     def extend(self, other: Catalog) -> Catalog:
         """This catalog with the items of `other` behind it; the item indices of this one stay as they are.
 

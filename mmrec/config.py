@@ -42,6 +42,7 @@ class Encoders(_Strict):
     """One encoder name of `encoders.registry` per modality; a modality whose encoder is null is left out."""
 
     text: str | None = "minilm"
+    tags: str | None = "hashed_tags"
     image: str | None = "efficientnet_lite0"
     audio: str | None = "musicnn"
 

@@ -20,7 +20,8 @@ from mmrec.workspace import CHECKPOINTS, write_bytes, write_text
 if TYPE_CHECKING:
     from encoders.base import Encoder
 
-MODALITIES = ("text", "image", "audio")
+MODALITIES = ("text", "tags", "image", "audio")
+FROM_FILES = ("image", "audio")
 SHARD = 256
 """Items per shard: what a killed `embed` or a lost machine loses at most."""
 READERS, READ_AHEAD = 4, 32
@@ -28,16 +29,18 @@ READERS, READ_AHEAD = 4, 32
 
 
 def media_of(catalog: Catalog, modality: str) -> list[str]:
-    """Per item its text, or the path of its picture or sound; empty if it has none."""
+    """Per item its text, its tags with "|" between, or the path of its picture or sound; empty if it has none."""
     if modality == "text":
         return [catalog.describe(i) for i in range(len(catalog))]
+    if modality == "tags":
+        return ["|".join(catalog.tags(i)) for i in range(len(catalog))]
     path = catalog.image_path if modality == "image" else catalog.audio_path
     return [str(path(i) or "") for i in range(len(catalog))]
 
 
 def read_media(what: str, modality: str) -> Any:
-    """A text as it is, or the picture or sound at a path, as an encoder takes it."""
-    if modality == "text":
+    """Text and tags as they are, or the picture or sound at a path, as an encoder takes it."""
+    if modality not in FROM_FILES:
         return what
     from encoders.media import read_audio, read_image
 
@@ -99,7 +102,7 @@ class ShardEncoder:
             except MediaError as error:
                 return error
 
-        if self.modality == "text":
+        if self.modality not in FROM_FILES:
             yield 0, [read(what) for what in media]
             return
         step = max(READ_AHEAD, getattr(self.encoder, "batch_size", 0))

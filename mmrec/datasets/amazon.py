@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 from mmrec.datasets.files import DatasetFiles, Progress, data_folder, required, write_sources
 
@@ -14,6 +15,8 @@ def amazon_p5(
     data: Path | None, destination: Path, name: str = "Beauty", progress: Progress | None = None
 ) -> DatasetFiles:
     """Items with title and categories (Beauty) or the words of their text id (Sports), people with their sequences.
+
+    Both have tags: the attributes of S3-Rec (Zhou et al. 2020), which are categories and brands as numbers.
 
     The log has no times: events stand in the order of the file, which within one day is not the order of real time.
     Text that other models wrote with the interactions at hand (keywords, semantic ids) is left out, so that content
@@ -28,7 +31,8 @@ def amazon_p5(
     rows = pq.read_table(required(folder, f"{name}.items.parquet")).to_pylist()
     items = []
     for row in rows:
-        metadata = {"asin": row["asin"]}
+        tags = [f"attribute {number}" for number in row["s3rec_attribute_ids"] or ()]
+        metadata: dict[str, Any] = {"asin": row["asin"], "tags": tags}
         if "title" in row:
             categories = [part.strip() for part in (row["categories"] or "").split(">") if part.strip()]
             title, text = row["title"] or "", ", ".join(categories)

@@ -23,7 +23,16 @@ TEXTS = [
     "a red apple on a wooden table in the evening",
     "\ud800",
 ]
-NAMES = ["minilm", "efficientnet_lite0", "musicnn", "librosa", "open_clip:checkpoint", "open_clip:folder", "clap"]
+NAMES = [
+    "minilm",
+    "efficientnet_lite0",
+    "musicnn",
+    "librosa",
+    "hashed_tags",
+    "open_clip:checkpoint",
+    "open_clip:folder",
+    "clap",
+]
 
 
 def save_tiny_open_clip(folder: Path) -> None:
@@ -116,6 +125,7 @@ def items(music: Callable[..., Waveform], pictures: list[Image.Image]) -> dict[s
     tone = np.sin(np.arange(rate // 5) * 2 * np.pi * 440 / rate).astype(np.float32)
     return {
         "text": TEXTS,
+        "tags": ["Beauty|Makeup|Nails", "", "Beauty|Makeup", "grüße|日本語", "\ud800", "a|b"],
         "image": pictures,
         "audio": [
             music("piano"),
@@ -131,9 +141,9 @@ def items(music: Callable[..., Waveform], pictures: list[Image.Image]) -> dict[s
 def test_contract(name: str, encoders: Callable[[str], Encoder], items: dict[str, list[Any]]) -> None:
     encoder = encoders(name)
     assert isinstance(encoder, Encoder)
-    assert encoder.modalities <= {"text", "image", "audio"}
+    assert encoder.modalities <= {"text", "tags", "image", "audio"}
     assert encoder.space
-    for modality in ("text", "image", "audio"):
+    for modality in ("text", "tags", "image", "audio"):
         if modality not in encoder.modalities:
             with pytest.raises(ValueError, match=" or ".join(sorted(encoder.modalities))):
                 encoder.encode(items[modality], modality)
@@ -168,6 +178,12 @@ def test_minilm_knows_what_words_mean(encoders: Callable[[str], Encoder]) -> Non
     vectors = encoders("minilm").encode(["a dog plays in the park", "a puppy runs outside", "tax law reform"], "text")
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     assert vectors[0] @ vectors[1] > 0.3 + vectors[0] @ vectors[2]
+
+
+def test_tags_count_once_whatever_their_case_and_order(encoders: Callable[[str], Encoder]) -> None:
+    vectors = encoders("hashed_tags").encode(["Nails|Makeup", "makeup | nails|Nails", "Makeup|Hair", "Tents"], "tags")
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert vectors[0] @ vectors[2] > 0.5 + abs(vectors[0] @ vectors[3])  # one tag of two in common
 
 
 def test_efficientnet_knows_what_it_sees(encoders: Callable[[str], Encoder]) -> None:
