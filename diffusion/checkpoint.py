@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -32,7 +32,11 @@ class Checkpoint:
         """Restore in place and return how many steps are done (0 without a checkpoint)."""
         if not self.path.is_file():
             return 0
-        with safe_open(self.path, "pt") as file:
+        try:
+            file = safe_open(self.path, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"{self.path} is damaged ({error}); delete it, and training begins again") from error
+        with file:
             metadata = file.metadata()
             if metadata["fingerprint"] != self.fingerprint:
                 raise ValueError(

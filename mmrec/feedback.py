@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmrec.errors import MmrecError
+
 
 class Feedback:
     """Likes and dislikes given in the app, kept across restarts and ``kill -9``.
+
+    Every method raises `MmrecError`, with the mend, if the disk is full, the folder closed or the file damaged.
 
     Args:
         path: the SQLite file; made on first use. Write-ahead logging lets many sessions write and read at once.
@@ -59,10 +63,18 @@ class Feedback:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=30)
+        connection = None
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.path, timeout=30)
             with connection:
                 yield connection
+        except (sqlite3.Error, OSError) as error:
+            told = str(error)
+            mend = f"make {self.path.parent} writable, and leave room on its disk"
+            if "malformed" in told or "not a database" in told:
+                mend = f"move {self.path} away; `sqlite3 {self.path.name} .recover` may save what people said"
+            raise MmrecError(f"{self.path} cannot be used: {told}", mend=mend) from error
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()

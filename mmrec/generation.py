@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmrec.engines import Engine, Files, LocalEngine, Task
 from mmrec.errors import MmrecError
 from mmrec.progress import progress
-from mmrec.workspace import Workspace, fingerprint_of, write_text
+from mmrec.workspace import Workspace, fingerprint_of, write_text, writing
 
 if TYPE_CHECKING:
     from mmrec.recommender import Creation, Recommender
@@ -80,7 +80,7 @@ def generate(
         for user, folder in folders.items()
         if not (folder / "manifest.json").is_file()
     ]
-    with progress(f"creating for {len(users):,} people", unit="people") as tick:
+    with writing(destination), progress(f"creating for {len(users):,} people", unit="people") as tick:
         made = (engine or LocalEngine()).run(Maker(recommender, options), tasks)
         for done, (task, files) in enumerate(zip(tasks, made, strict=True), len(users) - len(tasks) + 1):
             partial = destination / f".{task['folder']}.part"
@@ -94,8 +94,9 @@ def generate(
         row for folder in folders.values() for row in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     ]
     temporary = destination / ".manifest.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), temporary)
-    temporary.replace(destination / "manifest.parquet")
+    with writing(destination):
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+        temporary.replace(destination / "manifest.parquet")
     return destination / "manifest.parquet"
 
 

@@ -58,7 +58,7 @@ def read_log(path: Path, given: Mapping[str, str]) -> Log:
         )
     try:
         return reader(path, given)
-    except (CatalogError, pa.ArrowException, OSError) as error:
+    except (CatalogError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         message = error.message if isinstance(error, CatalogError) else f"{path} cannot be read: {error}"
         raise InteractionsError(message, mend="Mend the file, or write it anew as Parquet.") from error
 
@@ -145,7 +145,7 @@ def _read_json(path: Path, given: Mapping[str, str]) -> Log:
         if any(pa.types.is_temporal(table[c].type) and ours in ("user", "item") for c, ours in names_of(table).items()):
             raise pa.ArrowInvalid("ids that look like dates are text")
         numbers = np.arange(1, len(table) + 1)
-    except pa.ArrowInvalid:  # line by line then, which tells the broken ones
+    except (pa.ArrowInvalid, UnicodeDecodeError):  # line by line then, which tells the broken ones
         rows = list(json_rows(path))
         bad = [(int(row.where.rsplit(" ", 1)[1]), row.reason, "") for row in rows if row.reason]
         good = [row for row in rows if not row.reason]

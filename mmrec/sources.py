@@ -186,7 +186,12 @@ def csv_header(path: Path) -> tuple[list[str], str]:
             f"{path} does not begin with a line of column names in UTF-8.", mend="Save the table as UTF-8 CSV."
         )
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=line.count)
-    header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+    try:
+        header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+    except csv.Error as error:
+        raise CatalogError(
+            f"The column names of {path} cannot be read ({error}).", mend="Save the table as UTF-8 CSV."
+        ) from error
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise CatalogError(
@@ -251,19 +256,25 @@ def _open_parquet(paths: list[Path], media_root: Path) -> Source:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    damage = (pa.ArrowException, OSError, UnicodeDecodeError)
     try:
         schemas = [pq.read_schema(path) for path in paths]
-    except (pa.ArrowException, OSError) as error:
+        columns = list(dict.fromkeys(chain.from_iterable(schema.names for schema in schemas)))
+    except damage as error:
         raise CatalogError(f"{paths[0]} cannot be read as Parquet: {error}", mend="Write the table anew.") from error
 
     def rows() -> Iterator[Row]:
         for path in paths:
             start = 0
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
-                yield from _batch_rows(batch, path.name, start)
-                start += len(batch)
+            try:
+                for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
+                    yield from _batch_rows(batch, path.name, start)
+                    start += len(batch)
+            except damage as error:  # in a page of it
+                raise CatalogError(
+                    f"{path} cannot be read as Parquet beyond row {start}: {error}", mend="Write the table anew."
+                ) from error
 
-    columns = list(dict.fromkeys(chain.from_iterable(schema.names for schema in schemas)))
     return Source(columns, rows(), media_root, embedded=any(_holds_bytes(schema) for schema in schemas))
 
 

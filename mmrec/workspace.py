@@ -5,9 +5,9 @@
 done the folder is renamed and the symlink replaced in one step: readers see the old artifact or the new, never half.
 One process writes at a time; who it is stands in ``.holder.json``.
 
-``artifact.json`` in every version says what it was made from: the fingerprints of its inputs, its options, a
-SHA-256 per file, and one of all this. The fingerprint covers mmrec's own version too, since defaults change with it. A stage whose
-fingerprint is unchanged is skipped; a stale, foreign or damaged one is refused with the command that mends it.
+``artifact.json`` in every version says what it was made from: the fingerprints of its inputs, its options, a SHA-256
+per file, and one of all this. The fingerprint covers mmrec's own version too, since defaults change with it. A stage
+whose fingerprint is unchanged is skipped; a stale, foreign or damaged one is refused with the command that mends it.
 """
 
 from __future__ import annotations
@@ -53,9 +53,12 @@ MENDS = {
 
 RECORD = {"stage", "fingerprint", "inputs", "options", "files"}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-FULL_IN_WORDS = re.compile(r"No space left on device|Disk quota exceeded|\d+ requested and \d+ written|failed writing")
+FULL_IN_WORDS = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large|\d+ requested and \d+ written|"
+    r"failed writing|enforce fail at inline_container"
+)
 """How safetensors, FAISS, Arrow, NumPy and torch tell of a full disk without its error number."""
-CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+CLOSED = {errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Workspace:
         damaged = f"{self.root / stage} is damaged"
         try:
             record = json.loads((version / "artifact.json").read_text(encoding="utf-8"))
-            told = record.pop("checksum", None)  # artifacts of mmrec before 0.2 have none
+            told = record.pop("checksum", None)  # older artifacts have none
             if (told or _checksum_of(record)) != _checksum_of(record) or set(record) != RECORD:
                 raise ValueError("it is not what was written")
             artifact = Artifact(
@@ -323,13 +326,50 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.chmod(f.name, 0o644)
-    os.replace(f.name, path)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+            try:
+                f.write(content)
+                f.flush()
+                os.fsync(f.fileno())
+            except OSError:
+                Path(f.name).unlink()  # half of it would take room on a full disk
+                raise
+        os.chmod(f.name, 0o644)
+        os.replace(f.name, path)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say it in words, with the mend, if what is written in ``folder`` meets a full disk or may not be written.
+
+    Raises:
+        MmrecError: in place of whatever the library that wrote raised.
+    """
+    try:
+        yield
+    except MmrecError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in FULL or FULL_IN_WORDS.search(str(error)):
+            raise MmrecError(
+                f"there is no room left to write in {folder} ({error}); what was finished before is whole",
+                mend="make room, then give the same command again: it goes on where it stopped",
+            ) from error
+        if isinstance(error, OSError) and (
+            number == errno.EROFS or (number in CLOSED and _is_in(folder, error.filename))
+        ):
+            raise MmrecError(
+                f"{folder} cannot be written in ({error})",
+                mend="make the folder writable, or copy it to a place that is",
+            ) from error
+        raise
+
+
+def _is_in(folder: Path, file: object) -> bool:
+    return isinstance(file, str | os.PathLike) and Path(file).absolute().is_relative_to(folder.absolute())
 
 
 def json_able(value: Any) -> Any:

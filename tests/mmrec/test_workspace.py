@@ -226,7 +226,8 @@ def test_a_second_process_is_told_and_a_killed_one_holds_nothing(tmp_path: Path)
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "working\n"
-    with pytest.raises(MmrecError, match=r"another mmrec process is working on .*\n.*wait for it to end"):
+    told = rf"another mmrec process is working on .*: process {holder.pid} on .* since .*\n.*wait for it to end"
+    with pytest.raises(MmrecError, match=told):
         Workspace(tmp_path).build("ids", {}, {}, writes("t"))
     assert Workspace(tmp_path).current("catalog") is None, "readers need no lock"
     holder.kill()
@@ -295,5 +296,5 @@ def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
 def test_the_record_is_json_one_can_read(tmp_path: Path) -> None:
     Workspace(tmp_path).build("catalog", {"source": "ü"}, {}, writes("t"))
     record = json.loads((tmp_path / "catalog" / "artifact.json").read_text(encoding="utf-8"))
-    assert set(record) == {"stage", "fingerprint", "inputs", "options", "files"}
+    assert set(record) == {"stage", "fingerprint", "inputs", "options", "files", "checksum"}
     assert record["inputs"] == {"source": "ü"}
