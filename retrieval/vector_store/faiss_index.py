@@ -1,0 +1,193 @@
+"""What a FAISS index is made of, and how to ask it: effort, filters, and exhaustively.
+
+Vectors have unit length and are compared by Euclidean distance, which orders them as the cosine does (|a - b|^2 =
+2 - 2 cos) and, other than the inner product, stays an order of nearness once a PCA has moved and shortened them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+faiss: Any = import_module("faiss")  # its type stubs do not know the keyword arguments
+
+GRAPH_EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
+EXHAUSTIVE_BELOW = 0.02
+"""Share of allowed rows under which all of them are compared: a graph or its lists would be searched almost whole."""
+TRAINING_POINTS = 64
+"""Training vectors per centroid of an inverted file (FAISS asks for 39 at least)."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard to look: `reach` is efSearch of a graph or nprobe of an inverted file (0 where there is neither), and
+    `rerank` how many times k candidates the second, finer codes put in order (1 where there are none)."""
+
+    reach: int = 0
+    rerank: int = 1
+
+
+def create(dim: int, factory: str) -> Any:
+    """An empty index. Raises ValueError for a string that FAISS cannot take."""
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_L2)
+    except RuntimeError as error:
+        raise ValueError(f"FAISS cannot make {factory!r} of {dim} dimensions: {error}") from error
+    inner = core(index)
+    if isinstance(inner, faiss.IndexIVF):
+        inner.cp.max_points_per_centroid = TRAINING_POINTS
+        inner.cp.min_points_per_centroid = 1
+        inner.cp.niter = 10
+    if hasattr(inner, "pq"):
+        inner.pq.cp.min_points_per_centroid = 1
+    if isinstance(inner, faiss.IndexHNSW):
+        inner.hnsw.efConstruction = 100
+    return index
+
+
+def train(index: Any, units: np.ndarray) -> None:
+    """Learn the centroids, projections and codes from float32 [n, D]; k-means runs on the GPUs where there are any."""
+    inner = core(index)
+    if isinstance(inner, faiss.IndexIVF) and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
+        inner.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(inner.d))
+    try:
+        index.train(units)
+    except RuntimeError as error:
+        raise ValueError(f"FAISS cannot train this index on {len(units)} vectors: {error}") from error
+
+
+def append(index: Any, units: np.ndarray, block: int) -> None:
+    """Add float32 [n, D]. The same block is added in the same way whether or not the index was written and read between:
+    the generator that gives a graph its levels is not saved with it, so it starts anew with every block."""
+    inner = core(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        inner.hnsw.rng = faiss.RandomGenerator(12345 + block)
+    index.add(units)
+
+
+def core(index: Any) -> Any:
+    """The graph, inverted file or flat codes under the re-ranking and the projection."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return core(index.base_index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return core(index.index)
+    return index
+
+
+def efforts(index: Any) -> list[int]:
+    """The values of `Effort.reach` worth trying, least first; [0] where there is nothing to choose."""
+    inner = core(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        return list(GRAPH_EFFORTS)
+    if isinstance(inner, faiss.IndexIVF):
+        steps = np.unique(np.geomspace(1, inner.nlist, 25).round().astype(int))
+        return [int(step) for step in steps]
+    return [0]
+
+
+def reranks(index: Any) -> list[int]:
+    """The values of `Effort.rerank` worth trying."""
+    return [1, 2, 4, 8, 16, 32] if isinstance(faiss.downcast_index(index), faiss.IndexRefine) else [1]
+
+
+def search(
+    index: Any, units: np.ndarray, k: int, effort: Effort, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines float32 [B, k] and rows int64 [B, k], best first; empty places: -inf and -1.
+
+    allowed: bool [N]; wherever k rows are allowed, k come back. The effort grows as fewer rows are allowed; when few
+    are, or the effort did not find k, all of them are compared.
+    """
+    rows = int(index.ntotal)
+    possible = rows if allowed is None else int(allowed.sum())
+    distances = np.full((len(units), k), np.inf, np.float32)
+    found = np.full((len(units), k), -1, np.int64)
+    wide = min(k, possible)
+    if wide == 0 or len(units) == 0:
+        return -distances, found
+    share = possible / rows
+    selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+    short = np.arange(len(units))
+    if share > EXHAUSTIVE_BELOW and wide < possible:
+        reach = int(np.ceil(effort.reach / share))
+        distances[:, :wide], found[:, :wide] = index.search(
+            units, wide, params=_parameters(index, Effort(reach, effort.rerank), selector)
+        )
+        short = np.flatnonzero((found[:, :wide] < 0).any(axis=1))
+    if len(short):
+        distances[short, :wide], found[short, :wide] = _exhaustively(index, units[short], wide, selector)
+    cosines = 1.0 - distances / 2.0
+    cosines[found < 0] = -np.inf
+    return cosines, found
+
+
+def size(index: Any) -> int:
+    """Bytes of the index in its file, which is what it holds in memory."""
+    written = 0
+
+    def count(data: bytes) -> None:
+        nonlocal written
+        written += len(data)
+
+    faiss.write_index(index, faiss.PyCallbackIOWriter(count))
+    return written
+
+
+def save(path: Path, index: Any) -> None:
+    faiss.write_index(index, str(path))
+
+
+def load(path: Path, mmap: bool = False) -> Any:
+    """Read an index; with `mmap` its codes stay in the file and processes share them. Raises ValueError."""
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is not a FAISS index: build it again") from error
+
+
+def on_gpus(index: Any) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
+    """A search on the GPUs at the index's own effort, or None where there is no GPU or this kind stays on the CPU."""
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        return None
+    try:
+        return faiss.index_cpu_to_all_gpus(index).search
+    except RuntimeError:
+        return None
+
+
+def _parameters(index: Any, effort: Effort, selector: Any) -> Any:
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        inner = _parameters(index.base_index, effort, selector)
+        return faiss.IndexRefineSearchParameters(k_factor=effort.rerank, base_index_params=inner)
+    if isinstance(index, faiss.IndexPreTransform):
+        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, effort, selector))
+    chosen = {} if selector is None else {"sel": selector}
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=max(effort.reach, 1), **chosen)
+    if isinstance(index, (faiss.IndexIVFRaBitQ, faiss.IndexIVFRaBitQFastScan)):
+        return faiss.IVFRaBitQSearchParameters(nprobe=min(max(effort.reach, 1), index.nlist), **chosen)
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(nprobe=min(max(effort.reach, 1), index.nlist), **chosen)
+    return faiss.SearchParameters(**chosen) if chosen else None
+
+
+def _exhaustively(index: Any, units: np.ndarray, k: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Every selected row compared by the finest codes that the index holds."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return _exhaustively(index.refine_index, units, k, selector)
+    if isinstance(index, faiss.IndexPreTransform):
+        for step in range(index.chain.size()):
+            units = faiss.downcast_VectorTransform(index.chain.at(step)).apply(units)
+        return _exhaustively(index.index, units, k, selector)
+    if isinstance(index, faiss.IndexHNSW):
+        return _exhaustively(index.storage, units, k, selector)
+    everything = Effort(reach=int(index.nlist) if isinstance(index, faiss.IndexIVF) else 0)
+    return index.search(units, k, params=_parameters(index, everything, selector))
