@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmrec.commands import index
+
 if TYPE_CHECKING:
     from mmrec.config import Recipe
     from mmrec.recommender import Item, Recommender
@@ -23,6 +25,7 @@ app = typer.Typer(
 )
 train = typer.Typer(no_args_is_help=True, help="Train one model of the workspace.")
 app.add_typer(train, name="train")
+app.add_typer(index.app, name="index")
 
 Folder = Annotated[Path, typer.Option("--workspace", "-w", help="The workspace folder.")]
 Likes = Annotated[list[str] | None, typer.Option("--like", help="An item id that is liked; may be repeated.")]
@@ -151,21 +154,6 @@ def train_decoder(workspace: Folder = HERE) -> None:
     from mmrec import stages
 
     _done("train decoder", stages.train_decoder(*_open(workspace))[1])
-
-
-@app.command()
-def index(
-    workspace: Folder = HERE,
-    factory: Annotated[str | None, typer.Option(help="A FAISS factory string, as Flat or HNSW32.")] = None,
-) -> None:
-    """Build the FAISS index and the map of the catalog."""
-    from mmrec import stages
-
-    space, recipe = _open(workspace)
-    if factory is not None:
-        recipe.index = factory
-    _done("index", stages.index(space, recipe)[1])
-    recipe.save(workspace / "recipe.yaml")
 
 
 @app.command()

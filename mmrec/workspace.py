@@ -45,7 +45,7 @@ MENDS = {
     "retriever": "mmrec train retriever",
     "prior": "mmrec train prior",
     "decoder": "mmrec train decoder",
-    "index": "mmrec index",
+    "index": "mmrec index build",
     "evaluation": "mmrec evaluate",
     "additions": "mmrec add",
 }

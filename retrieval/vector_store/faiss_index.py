@@ -62,7 +62,7 @@ def train(index: Any, units: np.ndarray) -> None:
 
 
 def append(index: Any, units: np.ndarray, block: int) -> None:
-    """Add float32 [n, D]. The same block is added in the same way whether or not the index was written and read between:
+    """Add float32 [n, D], in the same way whether or not the index was written and read again since the block before:
     the generator that gives a graph its levels is not saved with it, so it starts anew with every block."""
     inner = core(index)
     if isinstance(inner, faiss.IndexHNSW):

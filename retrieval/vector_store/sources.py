@@ -147,15 +147,11 @@ def open_shards(folder: Path, modality: str | None = None, id_column: str | None
     place = _place(folder, modality)
     files = sorted(place.glob("*.npy"), key=_in_order)
     if not files:
-        raise FileNotFoundError(
-            f"{place} holds no .npy shards: give the folder that clip-retrieval or mmrec embed wrote"
-        )
+        raise FileNotFoundError(f"{place} holds no .npy shards: give a folder that clip-retrieval or mmrec embed wrote")
     shapes = [np.load(file, mmap_mode="r", allow_pickle=False).shape for file in files]
     for file, shape in zip(files, shapes, strict=True):
         if len(shape) != 2 or shape[1:] != shapes[0][1:]:
-            raise ValueError(
-                f"{file} is {list(shape)}: every shard must be [n, D] like {list(shapes[0])} of {files[0]}"
-            )
+            raise ValueError(f"{file} is {list(shape)}, {files[0]} {list(shapes[0])}: every shard must be [n, D]")
     metadata = sorted((place.parent / "metadata").glob("*.parquet"), key=_in_order)
     if metadata and len(metadata) != len(files):
         raise ValueError(f"{place} has {len(files)} shards, {metadata[0].parent} {len(metadata)} tables: need one each")

@@ -12,6 +12,7 @@ import numpy as np
 from retrieval.index import unit
 from retrieval.vector_store import faiss_index
 from retrieval.vector_store.faiss_index import Effort
+from retrieval.vector_store.sources import gather
 from retrieval.vector_store.versions import current, verify
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class ForeignSpace(ValueError):
 class VectorStore:
     """Nearest rows by cosine among up to many millions, filtered by ids or metadata. Open it with `VectorStore.open`.
 
-    Rows are numbered from 0 in the order of `ids`; a row that was removed keeps its number until the index is compacted.
+    Rows are numbered from 0 in the order of `table`; a removed one keeps its number until the index is compacted.
     """
 
     def __init__(self, version: Path, about: dict[str, Any], mmap: bool) -> None:
@@ -100,6 +101,11 @@ class VectorStore:
     def ids(self, rows: np.ndarray) -> list[list[str]]:
         """The ids of rows int64 [B, k]; empty places are left out."""
         return [[self._ids[int(row)].as_py() for row in line if row >= 0] for line in np.atleast_2d(rows)]
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of rows int64 [n] (ascending) as they came: float32 [n, D]."""
+        names = sorted(name for name in self.about["files"] if name.startswith("vectors/"))
+        return gather([self.version / name for name in names], rows)
 
     def mask(self, ids: Iterable[str] | None = None, where: Mapping[str, Any] | None = None) -> np.ndarray:
         """bool [rows]: those whose id is among `ids` and whose metadata column equals the value (or one of the values)

@@ -61,7 +61,7 @@ def small(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Small:
         "embeddings": ["embed"],
         "vectors": ["embed"],
         "ids": ["tokenize"],
-        "index": ["index"],
+        "index": ["index", "build"],
         "retriever": ["train", "retriever"],
         "prior": ["train", "prior"],
         "decoder": ["train", "decoder"],

@@ -22,7 +22,19 @@ from PIL import Image
 from mmrec.workspace import Workspace
 
 Answer = tuple[int, str, str]
-COMMANDS = ["ingest", "embed", "tokenize", "train", "train retriever", "train prior", "train decoder", "index", "add"]
+COMMANDS = [
+    "ingest",
+    "embed",
+    "tokenize",
+    "train",
+    "train retriever",
+    "train prior",
+    "train decoder",
+    "index",
+    "index build",
+    "index add",
+    "add",
+]
 COMMANDS += ["recommend", "imagine", "search", "show", "generate", "evaluate", "run", "app", ""]
 
 
@@ -160,7 +172,7 @@ def test_questions_that_make_no_sense(
 def test_an_option_that_fails_is_not_kept(mmrec: Callable[..., Answer], mine: Path) -> None:
     before = (mine / "recipe.yaml").read_text(encoding="utf-8")
     for command, told in (
-        (["index", "--factory", "Nonsense"], "Nonsense"),
+        (["index", "build", "--factory", "Nonsense"], "Nonsense"),
         (["tokenize", "--tokenizer", "nonsense"], "nonsense"),
         (["embed", "--image", "nonsense"], "nonsense"),
     ):
@@ -168,7 +180,7 @@ def test_an_option_that_fails_is_not_kept(mmrec: Callable[..., Answer], mine: Pa
         assert code == 1
         assert told in err
     assert (mine / "recipe.yaml").read_text(encoding="utf-8") == before
-    assert mmrec("index", "-w", mine)[:2] == (0, "index: fresh, nothing to do\n")
+    assert mmrec("index", "build", "-w", mine)[:2] == (0, "index: fresh, nothing to do\n")
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ STAGES = [
     ("embeddings", ["embed"], [("image_00000.json", 1, 0.0)]),
     ("vectors", ["embed"], []),
     ("ids", ["tokenize"], []),
-    ("index", ["index"], []),
+    ("index", ["index", "build"], []),
     ("retriever", ["train", "retriever"], [("checkpoint.pt", 2, 0.0)]),
     ("prior", ["train", "prior"], [("training.safetensors", 2, 0.0), ("training.safetensors", 1, 0.1)]),
     ("decoder", ["train", "decoder"], []),
