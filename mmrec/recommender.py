@@ -498,7 +498,7 @@ class Recommender:
         if modality not in self.spaces:
             raise MmrecError(
                 f"the catalog has no {modality}, so nothing links {modality} to its items",
-                mend=f"steer with {' or '.join(m for m in MODALITIES if m in self.spaces and m != "tags")}",
+                mend="steer with " + " or ".join(m for m in MODALITIES if m in self.spaces and m != "tags"),
             )
         if modality not in self._encoders:
             from encoders.registry import load_encoder
