@@ -102,10 +102,8 @@ class VectorIndex:
 
     def save(self, path: Path) -> None:
         """Write `index.faiss`, `spacing.npy` and `index.json` into the folder `path`."""
-        import faiss
-
         path = Path(path)
-        write_atomically(path / "index.faiss", lambda temporary: faiss.write_index(self._index, str(temporary)))
+        write_atomically(path / "index.faiss", lambda temporary: _save_index(temporary, self._index))
         write_atomically(path / "spacing.npy", lambda temporary: _save_array(temporary, self.spacing))
         write_json(path / "index.json", {"factory": self.factory, "items": len(self), "dim": self.dim})
 
@@ -183,3 +181,11 @@ def _parameters(index: Any, selector: Any) -> Any:
 def _save_array(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def _save_index(path: Path, index: Any) -> None:
+    """FAISS itself takes no notice if the disk is full when it closes the file."""
+    faiss: Any = import_module("faiss")  # its types lack callbacks
+
+    with path.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
