@@ -57,6 +57,14 @@ class Decoders(_Strict):
 class Evaluation(_Strict):
     """What `mmrec evaluate` measures."""
 
+    protocols: list[Literal["strict", "refit"]] = ["strict"]
+    """strict: learn from the training part. refit: choose as in strict, then learn again from all but the test part."""
+    recommenders: list[str] | None = None
+    """retriever, content_only, prior, regression, names of baselines; null means those quick enough for every table."""
+    baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of baselines by name; what is not named here has its default."""
+    one_seed: list[str] = []
+    """Recommenders that are measured with the first seed only."""
     seeds: list[int] = [0]
     ks: list[int] = [10, 20]
     people: int | None = None
@@ -76,7 +84,8 @@ class Recipe(_Strict):
     fusion: dict[str, Any] = Field(default_factory=dict)
     tokenizer: dict[str, Any] = Field(default_factory=lambda: {"name": "residual_kmeans"})
     retriever: dict[str, Any] = Field(default_factory=dict)
-    prior: dict[str, Any] = Field(default_factory=dict)
+    prior: dict[str, Any] | None = Field(default_factory=dict)
+    """null: no prior is trained; there are recommendations but no dreams."""
     decoders: Decoders = Field(default_factory=Decoders)
     decoder_training: dict[str, Any] = Field(default_factory=dict)
     index: str = "Flat"

@@ -97,13 +97,16 @@ def load_histories(directory: Path, item_index: Mapping[str, int]) -> Histories:
     )
 
 
-def leave_one_out(h: Histories) -> Split:
+def leave_one_out(h: Histories, refit: bool = False) -> Split:
     """Hold out the last item each person wanted for test and the one before it for validation.
 
     A *wanted* event has preference > 0 and is the person's first meeting with the item (a recommender that hides the
     history could never return an item met before). The test history is everything before the test event, the
     validation event included; the validation history and the training part are everything before the validation
     event. A person with fewer than three wanted events stays in training whole and is not asked about.
+
+    refit: the split of a last training, when everything is chosen: all before the test event is learned from, nobody is
+    left to choose by, and only test items that training holds are asked for.
     """
     train: list[slice] = []
     users, valid_at, test_at = [], [], []
@@ -114,7 +117,7 @@ def leave_one_out(h: Histories) -> Split:
         if len(wanted) < 3:
             train.append(slice(None))
             continue
-        train.append(slice(0, int(wanted[-2])))
+        train.append(slice(0, int(wanted[-1 if refit else -2])))
         users.append(u)
         valid_at.append(int(wanted[-2]))
         test_at.append(int(wanted[-1]))
@@ -127,15 +130,16 @@ def leave_one_out(h: Histories) -> Split:
             [h.items[u][t : t + 1] for u, t in zip(users, at, strict=True)],
         )
 
-    return Split("leave-one-out", _part(h, train), queries(valid_at), queries(test_at))
+    split = Split("leave-one-out", _part(h, train), queries(valid_at), queries(test_at))
+    return _refitted(split) if refit else split
 
 
-def by_time(h: Histories, valid: float = 0.1, test: float = 0.1) -> Split:
+def by_time(h: Histories, valid: float = 0.1, test: float = 0.1, refit: bool = False) -> Split:
     """Cut the log at two moments, the same for everyone: the last `test` of the events, and the `valid` before them.
 
     No event at or after a cut is in a history of the part behind it. Targets are the items a person wanted
     (preference > 0) in the part and had not met before its cut, once each, oldest first. A person without any is not
-    asked about; a person unseen before the cut is asked with an empty history.
+    asked about; a person unseen before the cut is asked with an empty history. refit: as in `leave_one_out`.
     Raises `InteractionsError` if the log has no times, `ValueError` if the shares leave nothing to train on.
     """
     if not (0 <= valid < 1 and 0 < test < 1 and valid + test < 1):
@@ -166,8 +170,23 @@ def by_time(h: Histories, valid: float = 0.1, test: float = 0.1) -> Split:
                 targets.append(later)
         return Queries(np.array(users, dtype=np.int64), histories, preferences, targets)
 
-    train = [slice(0, int(np.searchsorted(t, valid_from))) for t in h.times]
-    return Split("by-time", _part(h, train), queries(valid_from, test_from), queries(test_from, np.inf))
+    train = [slice(0, int(np.searchsorted(t, test_from if refit else valid_from))) for t in h.times]
+    split = Split("by-time", _part(h, train), queries(valid_from, test_from), queries(test_from, np.inf))
+    return _refitted(split) if refit else split
+
+
+def _refitted(split: Split) -> Split:
+    """The split with nobody to choose by and no test item that training lacks."""
+    known = np.unique(np.concatenate([*split.train.items, np.empty(0, np.int64)]))
+    targets = [items[np.isin(items, known)] for items in split.test.targets]
+    rows = [row for row, items in enumerate(targets) if len(items)]
+    test = Queries(
+        split.test.users[rows],
+        [split.test.histories[row] for row in rows],
+        [split.test.preferences[row] for row in rows],
+        [targets[row] for row in rows],
+    )
+    return Split(f"{split.name}, refit", split.train, Queries(np.empty(0, np.int64), [], [], []), test)
 
 
 def _part(h: Histories, parts: list[slice]) -> Histories:

@@ -36,6 +36,8 @@ from mmrec.workspace import (
 
 if TYPE_CHECKING:
     from encoders.fusion import FusionConfig
+    from retrieval.model import RetrieverConfig
+    from retrieval.retriever import Retriever
     from retrieval.semantic_ids import Context as ItemContext
 
 Built = tuple[Artifact, bool]
@@ -122,11 +124,11 @@ def _media_set_aside(workspace: Workspace) -> bool:
     return catalog is not None and bool({"image", "audio", "file"} & set(pq.read_table(file)["column"].to_pylist()))
 
 
-def load_split(workspace: Workspace, recipe: Recipe) -> tuple[Catalog, Histories, Split]:
-    """The catalog, everyone's whole history, and the split of the recipe."""
+def load_split(workspace: Workspace, recipe: Recipe, refit: bool = False) -> tuple[Catalog, Histories, Split]:
+    """The catalog, everyone's whole history, and the split of the recipe (`refit`: see `leave_one_out`)."""
     catalog = Catalog.load(workspace.require("catalog").path)
     histories = load_histories(workspace.require("interactions").path, catalog.index)
-    return catalog, histories, (leave_one_out if recipe.split == "leave_one_out" else by_time)(histories)
+    return catalog, histories, (leave_one_out if recipe.split == "leave_one_out" else by_time)(histories, refit=refit)
 
 
 def validation_of(split: Split) -> tuple[list[np.ndarray], np.ndarray]:
@@ -384,13 +386,23 @@ def train_retriever(workspace: Workspace, recipe: Recipe, *, seed: int | None = 
     return build_together(workspace, "retriever", inputs, options, train)
 
 
-def fit_retriever(workspace: Workspace, recipe: Recipe, split: Split, seed: int, checkpoints: Path) -> Any:
-    """Train one retriever on the training part; the validation part stops it."""
+def fit_retriever(
+    workspace: Workspace,
+    recipe: Recipe,
+    split: Split,
+    seed: int,
+    checkpoints: Path,
+    config: RetrieverConfig | None = None,
+) -> Retriever:
+    """Train one retriever on the training part; the validation part stops it.
+
+    config: instead of the recipe's, as the one of a retriever that was chosen by validation. In a refitted split nobody
+    is left to validate with.
+    """
     from retrieval.model import RetrieverConfig
     from retrieval.semantic_ids import SemanticIds
     from retrieval.training import train_retriever as train
 
-    config = configure(RetrieverConfig, recipe.retriever, "retriever")
     ids = SemanticIds.load(workspace.require("ids").path / "ids")
     histories = wanted_only(split.train.items, split.train.preferences)
     return _trained(
@@ -399,8 +411,8 @@ def fit_retriever(workspace: Workspace, recipe: Recipe, split: Split, seed: int,
             histories,
             load_vectors(workspace),
             ids,
-            config,
-            validation=validation_of(split),
+            config or configure(RetrieverConfig, recipe.retriever, "retriever"),
+            validation=validation_of(split) if len(split.valid) else None,
             seed=seed,
             checkpoint_dir=checkpoints,
             progress=tick,
@@ -428,7 +440,7 @@ def fit_prior(
     from diffusion.regression import train_regression
     from diffusion.training import train_prior as train
 
-    config = configure(PriorConfig, recipe.prior, "prior")
+    config = configure(PriorConfig, recipe.prior or {}, "prior")
     vectors = load_vectors(workspace)
     what = f"training the {'regression baseline' if regression else 'prior'}, seed {seed}"
     data = (split.train.items, split.train.preferences, vectors, config)
@@ -609,6 +621,8 @@ def run(workspace: Workspace, recipe: Recipe) -> list[Built]:
             print(f"{name}: left out, for there is no log of who liked what (mmrec ingest SOURCE --log LOG)")
             continue
         if name == "train decoder" and not draws_itself(workspace, recipe):
+            continue
+        if name == "train prior" and recipe.prior is None:
             continue
         built.append(stage(workspace, recipe))
         _tell(name, built[-1][1])

@@ -1,11 +1,11 @@
 """Exact batched beam search over semantic IDs: only existing, allowed items ever enter the beam.
 
-The score of an item is the plain model's log-probability of its code, the sum over levels of a log-softmax over *all*
-codes of the level. It is not renormalised over the codes that exist or are allowed, so an item's score does not depend
-on what else is in the catalog or the allow-list, and equals what `score_items` computes without any beam.
+The score of an item is its log-probability under the model, which spreads 1 over the items of the catalog. It is not
+renormalised over the allowed ones: what else may be shown does not change the score of an item, and it equals what
+`score_items` computes without any beam.
 
-`extend` and `finish` are the search itself, whatever model gives the probabilities; `beam_search` runs it with the
-depth decoder of our own model, `retrieval.baselines.t5` with an encoder-decoder.
+`extend`, `choose` and `finish` are the search itself, whatever model gives the probabilities; `beam_search` runs it
+with our own model, `retrieval.baselines.t5` with an encoder-decoder.
 """
 
 from __future__ import annotations
@@ -14,27 +14,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from retrieval.model import DepthDecoder
+from retrieval.model import SequenceModel
 from retrieval.trie import Reachable, Trie
 
 
 @torch.no_grad()
-def beam_search(
-    decoder: DepthDecoder, h: Tensor, trie: Trie, reachable: Reachable, k: int, beam: int
-) -> tuple[Tensor, Tensor]:
+def beam_search(model: SequenceModel, h: Tensor, reachable: Reachable, k: int, beam: int) -> tuple[Tensor, Tensor]:
     """The k best items per person, best first, ties by item index: items int64 [B, k] (-1), log-probs [B, k] (-inf).
 
-    h: [B, d]. reachable: from `trie.reachable`. A beam narrower than k is widened to k; since only nodes that lead to a
-    permitted item enter it, k items come back wherever k are permitted. With beam >= N the search is exhaustive.
+    h: [B, d]. reachable: from `model.trie.reachable`. A beam narrower than k is widened to k; since only nodes that
+    lead to a permitted item enter it, k items come back wherever k are permitted. With beam >= N the search is
+    exhaustive.
     """
+    assert model.decoder is not None
+    trie = model.trie
     state = h.unsqueeze(1)  # [B, W, d], one beam at first
     nodes = torch.zeros(len(h), 1, dtype=torch.long, device=h.device)  # [B, W]
     scores = h.new_zeros(len(h), 1)  # [B, W]
     for level in range(len(trie.sizes)):
-        log_p = F.log_softmax(decoder.logits(level, state), dim=-1)  # [B, W, V]
-        nodes, scores, parents, codes = extend(trie, reachable, level, nodes, scores, log_p, max(beam, k))
+        child, open_ = by_range(trie, level, nodes)  # [B, W, D]
+        rows = open_.flatten(0, 1).nonzero()[:, 0]  # [E], the beam of each existing child
+        total = h.new_full(open_.shape, -torch.inf)
+        total[open_] = model.continuations(level, state.flatten(0, 1), rows, child[open_])
+        total += scores.unsqueeze(-1)
+        nodes, scores, parents = choose(trie, reachable, level, nodes, child, open_, total, max(beam, k))
         if level + 1 < len(trie.sizes):
-            state = decoder.advance(level, take(state, parents), codes)
+            codes = trie.codes[level][nodes.clamp(min=0)].long()
+            state = model.decoder.advance(level, take(state, parents), codes)
     return finish(trie, nodes, scores, k)
 
 
@@ -48,45 +54,74 @@ def take(beams: Tensor, parents: Tensor) -> Tensor:
 def extend(
     trie: Trie, reachable: Reachable, level: int, nodes: Tensor, scores: Tensor, log_p: Tensor, beam: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One step: the best children of all beams. -> nodes, scores, parents, codes, each [B, W']
+    """One step with probabilities over all codes of a level. -> nodes, scores, parents, codes, each [B, W']
 
     nodes: int64 [B, W] of `level`, -1 for a dead beam, whose score is -inf; no person has a node twice.
-    log_p: [B, W, sizes[level]] of each next code. parents: which of the W beams each came from. W' is `beam`, or less
-    where the tree has no more.
+    log_p: [B, W, sizes[level]] of each next code. The rest as in `choose`.
     """
-    known = nodes.clamp(min=0)
-    first = trie.first[level]
     table = trie.dense[level]
-    alive, dead = reachable.alive[level], reachable.dead[level]
     if table is not None:
-        child = table.index_select(0, known.flatten()).view_as(log_p)  # [B, W, V]
+        child = table.index_select(0, nodes.clamp(min=0).flatten()).view_as(log_p)  # [B, W, V]
         open_ = child >= 0
         total = log_p + scores.unsqueeze(-1)
     else:
-        start = first[known].long()  # [B, W]
-        degree = first[known + 1] - start
-        # The widest node at hand where asking is free; on a GPU asking would stall the search, so the widest of all.
-        width = int(degree.max()) if nodes.device.type == "cpu" else trie.width[level]
-        slot = torch.arange(width, device=nodes.device)
-        open_ = slot < degree.unsqueeze(-1)  # [B, W, D]
-        child = (start.unsqueeze(-1) + slot).clamp_(max=len(trie.codes[level]) - 1)
+        child, open_ = by_range(trie, level, nodes)
         total = log_p.gather(-1, trie.codes[level][child].long()) + scores.unsqueeze(-1)
+    nodes, scores, parents = choose(trie, reachable, level, nodes, child, open_, total, beam, by_code=table is not None)
+    return nodes, scores, parents, trie.codes[level][nodes.clamp(min=0)].long()
+
+
+def by_range(trie: Trie, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """The children of nodes int64 [B, W], in order: child int64 [B, W, D], and which of the D places are taken.
+
+    A dead beam (-1) has the children of node 0; its score keeps them out.
+    """
+    first = trie.first[level]
+    known = nodes.clamp(min=0)
+    start = first[known].long()  # [B, W]
+    degree = first[known + 1] - start
+    # The widest node at hand where asking is free; on a GPU asking would stall the search, so the widest of all.
+    width = int(degree.max()) if nodes.device.type == "cpu" else trie.width[level]
+    slot = torch.arange(width, device=nodes.device)
+    open_ = slot < degree.unsqueeze(-1)  # [B, W, D]
+    return (start.unsqueeze(-1) + slot).clamp_(max=len(trie.codes[level]) - 1), open_
+
+
+def choose(
+    trie: Trie,
+    reachable: Reachable,
+    level: int,
+    nodes: Tensor,
+    child: Tensor,
+    open_: Tensor,
+    total: Tensor,
+    beam: int,
+    *,
+    by_code: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of the children. -> nodes, scores and parents, each [B, W']; a node of -1 has a score of -inf.
+
+    nodes: int64 [B, W]. child, open_, total: [B, W, D], the children in D places, which of these are taken, and their
+    scores; the place of a child is its code (by_code) or its number among its parent's. parents: which of the W beams
+    each came from. W' is `beam`, or less where the tree has no more.
+    """
+    alive, dead = reachable.alive[level], reachable.dead[level]
     if alive is not None:
         open_ = open_ & alive[child.clamp(min=0)]
-    total = total.masked_fill_(~open_, -torch.inf)
+    total = total.masked_fill(~open_, -torch.inf)
     width = total.shape[-1]
     total = total.flatten(1)  # [B, W * D]
     if dead is not None:
         parent, gone = dead  # [B, H]
         here = parent.unsqueeze(2) == nodes.unsqueeze(1)  # [B, H, W]
         last = gone.clamp(min=0)
-        slot = trie.codes[level][last] if table is not None else last - first[parent.clamp(min=0)]
+        slot = trie.codes[level][last] if by_code else last - trie.first[level][parent.clamp(min=0)]
         cell = here.to(torch.uint8).argmax(dim=2) * width + slot.clamp(min=0, max=width - 1)
         floor = torch.where(here.any(dim=2), -torch.inf, torch.inf).to(total.dtype)
         total.scatter_reduce_(1, cell, floor, "amin")
     scores, picked = top(total, min(beam, total.shape[1]))
-    nodes = child.flatten(1).gather(1, picked).long().masked_fill_(scores == -torch.inf, -1)
-    return nodes, scores, picked // width, trie.codes[level][nodes.clamp(min=0)].long()
+    found = child.flatten(1).gather(1, picked).long().masked_fill_(scores == -torch.inf, -1)
+    return found, scores, picked // width
 
 
 def top(values: Tensor, k: int, fold: int = 16) -> tuple[Tensor, Tensor]:
@@ -118,12 +153,8 @@ def finish(trie: Trie, nodes: Tensor, scores: Tensor, k: int) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def score_items(decoder: DepthDecoder, h: Tensor, codes: Tensor) -> Tensor:
-    """Log-probability of each code: h [B, d], codes int64 [B, C, L] or [C, L] (the same for everybody) -> [B, C]"""
-    if codes.dim() == 2:
-        codes = codes.expand(len(h), -1, -1)
-    levels = decoder.log_probs(h.unsqueeze(1).expand(-1, codes.shape[1], -1), codes)  # [B, C, L]
-    total = levels[..., 0]
-    for level in range(1, levels.shape[-1]):  # added in the order of the beam
-        total = total + levels[..., level]
-    return total
+def score_items(model: SequenceModel, h: Tensor, items: Tensor, rows: int = 8192) -> Tensor:
+    """Log-probability of each item: h [B, d], items int64 [B, C] -> [B, C]. `rows` of them are worked out at once."""
+    people = torch.arange(len(h), device=h.device).repeat_interleave(items.shape[1])
+    parts = zip(people.split(rows), items.flatten().split(rows), strict=True)
+    return torch.cat([model.log_prob_of_codes(h[who], what) for who, what in parts]).view_as(items)

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from retrieval.trie import Trie
+
 
 @dataclass(frozen=True)
 class RetrieverConfig:
-    """Model and training knobs. `fusion_weight` is what codes count beside the dense head; validation chooses it."""
+    """Model and training knobs. residual: whether an item that was trained on has a vector of its own, beside content
+    and code. Validation chooses the last two: the epoch to stop after, what codes count beside the dense head."""
 
     dim: int = 128
     blocks: int = 2
@@ -32,9 +35,10 @@ class RetrieverConfig:
     weight_decay: float = 0.05
     warmup: float = 0.05
     patience: int = 4
-    code_weight: float = 0.1
     full_softmax_up_to: int = 5_000
     negatives: int = 512
+    residual: bool = True
+    stop_after: int | None = None
     fusion_weight: float = 0.3
 
 
@@ -116,48 +120,72 @@ class Backbone(nn.Module):
 
 
 class DepthDecoder(nn.Module):
-    """Spells a code level by level: p(c_l | h, c_1..c_{l-1}), a softmax over all codes of the level.
+    """Spells a code level by level: p(c_l | h, c_1..c_{l-1}), a softmax over the codes that continue to an item.
 
-    Its state [..., d] is h plus the embeddings of the codes spelled so far; each level has its own MLP.
+    The probabilities of all items sum to 1: nothing is spent on codes that no item has, and where only one code can
+    follow, it follows. The state [..., d] is h plus the embeddings of the codes spelled so far; each level reads it
+    with its own MLP. A code is weighed against the others by its embedding and, from the second level on, by a narrow
+    one of the whole prefix it completes, for the same code means something else under each prefix; these are found by
+    a hash (Svenstrup et al. 2017, "Hash Embeddings for Efficient Word Representations", section 2). A new prefix has
+    none yet and goes by its codes.
     """
 
-    def __init__(self, dim: int, sizes: Sequence[int]) -> None:
+    NARROW = 32
+
+    def __init__(self, dim: int, sizes: Sequence[int], buckets: int) -> None:
         super().__init__()
         self.sizes = tuple(sizes)
         self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for size in sizes[:-1])
         self.mlps = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)) for _ in sizes
         )
-        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, size)) for size in sizes)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in sizes)
+        self.codes = nn.ModuleList(nn.Embedding(size, dim) for size in sizes)
+        self.narrow = nn.ModuleList(nn.Linear(dim, self.NARROW, bias=False) for _ in sizes[1:])
+        self.prefixes = nn.Embedding(buckets, self.NARROW)
         for embedding in self.embeddings:
             assert isinstance(embedding, nn.Embedding)
             nn.init.normal_(embedding.weight, std=0.3)
-
-    def logits(self, level: int, state: Tensor) -> Tensor:
-        """[..., d] -> [..., sizes[level]]"""
-        return self.heads[level](state + self.mlps[level](state))
+        for codes in self.codes:
+            assert isinstance(codes, nn.Embedding)
+            nn.init.normal_(codes.weight, std=dim**-0.5)
+        nn.init.zeros_(self.prefixes.weight)
 
     def advance(self, level: int, state: Tensor, code: Tensor) -> Tensor:
         """The state after spelling `code` int64 [...] on `level`."""
         return state if level + 1 == len(self.sizes) else state + self.embeddings[level](code)
 
-    def log_probs(self, h: Tensor, codes: Tensor) -> Tensor:
-        """h [..., d], codes int64 [..., L] -> log p of each code given those before it, [..., L]"""
-        state, parts = h, []
-        for level in range(len(self.sizes)):
-            code = codes[..., level]
-            log_p = F.log_softmax(self.logits(level, state), dim=-1)
-            parts.append(log_p.gather(-1, code.unsqueeze(-1)).squeeze(-1))
-            state = self.advance(level, state, code)
-        return torch.stack(parts, dim=-1)
+    def continuations(self, level: int, state: Tensor, row: Tensor, code: Tensor, bucket: Tensor) -> Tensor:
+        """Log-probabilities of the children of R nodes, listed one after the other: state [R, d] -> [E]
+
+        row: int64 [E], ascending, whose child it is; code, bucket: int64 [E], the code that leads to it and the hash of
+        its prefix. All children of a row must be there, for they share its probability.
+        """
+        read = self.norms[level](state + self.mlps[level](state))  # [R, d]
+        if level == 0:  # all rows have the same parent, the root, and so the same children
+            logits = (read @ self.codes[0](code[: len(code) // max(1, len(state))]).T).flatten()
+        else:
+            logits = (read[row] * self.codes[level](code)).sum(dim=-1)
+        if level:
+            logits = logits + (self.narrow[level - 1](read)[row] * self.prefixes(bucket)).sum(dim=-1)
+        top = logits.new_full((len(state),), -torch.inf).scatter_reduce(0, row, logits.detach(), "amax")
+        total = logits.new_zeros(len(state)).index_add(0, row, (logits - top[row]).exp())
+        return logits - (total.log() + top)[row]
 
 
 class SequenceModel(nn.Module):
     """Item tower, backbone, dense head (state · item embedding) and depth decoder, trained at all positions at once."""
 
     def __init__(
-        self, config: RetrieverConfig, vectors: Tensor, codes: Tensor, sizes: Sequence[int], seen: Tensor
+        self,
+        config: RetrieverConfig,
+        vectors: Tensor,
+        codes: Tensor,
+        sizes: Sequence[int],
+        seen: Tensor,
+        buckets: int = 0,
     ) -> None:
+        """buckets: how many prefixes the decoder tells apart; 0 takes as many as there are items, or a little more."""
         super().__init__()
         if config.dim % config.heads:
             raise ValueError(f"dim={config.dim} is not a multiple of heads={config.heads}")
@@ -165,7 +193,10 @@ class SequenceModel(nn.Module):
         self.sizes = tuple(int(size) for size in sizes)
         self.tower = ItemTower(config.dim, vectors, codes, self.sizes, seen)
         self.backbone = Backbone(config)
-        self.decoder = DepthDecoder(config.dim, self.sizes) if self.sizes else None
+        self._trie: Trie | None = None
+        self._buckets: list[Tensor] = []
+        self.buckets = buckets or 1 << max(8, len(seen) - 1).bit_length()
+        self.decoder = DepthDecoder(config.dim, self.sizes, self.buckets) if self.sizes else None
 
     @property
     def items(self) -> int:
@@ -204,10 +235,47 @@ class SequenceModel(nn.Module):
         else:
             loss = sampled_softmax(h, embeddings, target, shared, self.items)
         if self.decoder is not None:
-            h = F.dropout(h, self.config.dropout, self.training)
-            codes = self.tower.codes[sequences[real]]  # [P, L]
-            loss = loss - self.config.code_weight * self.decoder.log_probs(h, codes).sum(dim=-1).mean()
+            # The codes learn from what the items taught the states, and leave them as they are.
+            h = F.dropout(h.detach(), self.config.dropout, self.training)
+            loss = loss - self.log_prob_of_codes(h, sequences[real]).mean()
         return loss
+
+    @property
+    def trie(self) -> Trie:
+        """The tree of the items' codes."""
+        if self._trie is None:
+            self._trie = Trie(self.tower.codes.cpu().numpy(), self.sizes)
+            self._buckets = self._trie.prefix_hashes(self.buckets)
+        device = self.tower.codes.device
+        if self._trie.leaf_items.device != device:
+            self._trie.to(device)
+            self._buckets = [bucket.to(device) for bucket in self._buckets]
+        return self._trie
+
+    def continuations(self, level: int, state: Tensor, row: Tensor, child: Tensor) -> Tensor:
+        """`DepthDecoder.continuations` of nodes of the trie: child int64 [E], nodes of `level` + 1 -> [E]"""
+        assert self.decoder is not None
+        code = self.trie.codes[level][child].long()
+        return self.decoder.continuations(level, state, row, code, self._buckets[level][child])
+
+    def log_prob_of_codes(self, h: Tensor, items: Tensor) -> Tensor:
+        """The log-probability that the code of each item is what follows: h [R, d], items int64 [R] -> [R]"""
+        assert self.decoder is not None
+        trie, state, total = self.trie, h, h.new_zeros(len(h))
+        for level in range(len(self.sizes)):
+            parent, target = trie.path[level][items], trie.path[level + 1][items]
+            first, end = trie.first[level][parent].long(), trie.first[level][parent + 1].long()
+            choice = (end - first > 1).nonzero().squeeze(1)  # elsewhere one code can follow, and it is certain
+            if len(choice):
+                count = (end - first)[choice]
+                row = torch.repeat_interleave(torch.arange(len(choice), device=h.device), count)
+                start = torch.repeat_interleave(first[choice] - count.cumsum(0) + count, count)
+                child = start + torch.arange(len(row), device=h.device)
+                log_p = self.continuations(level, state[choice], row, child)
+                at = target[choice] - first[choice] + count.cumsum(0) - count
+                total = total.index_add(0, choice, log_p[at])
+            state = self.decoder.advance(level, state, self.tower.codes[items, level])
+        return total
 
 
 def sampled_softmax(h: Tensor, embeddings: Tensor, target: Tensor, negatives: Tensor, items: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from retrieval.trie import Trie
 
 Mode = Literal["fused", "dense", "codes"]
 PEOPLE_AT_ONCE = 256
+PEOPLE_TO_WEIGH_BY = 5_000
 SCORES_AT_ONCE = 1 << 25  # people times items
 FUSION_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 
@@ -40,9 +40,9 @@ class Retriever:
     def items(self) -> int:
         return self.model.items
 
-    @cached_property
+    @property
     def trie(self) -> Trie:
-        return Trie(self.model.tower.codes.cpu().numpy(), self.model.sizes).to(self.device)
+        return self.model.trie
 
     def recommend(
         self,
@@ -82,7 +82,7 @@ class Retriever:
                 items[rows], scores[rows] = self._search(h, k, allowed, hidden, beam)
                 continue
             dense = self._dense(h)
-            if mode == "dense":
+            if mode == "dense" or self.config.fusion_weight == 0:
                 items[rows], scores[rows] = rank(dense.cpu().numpy(), k, allowed=allowed, hidden=hidden)
             else:
                 items[rows], scores[rows] = self._fuse(h, dense, k, allowed, hidden, max(beam, k))
@@ -106,9 +106,9 @@ class Retriever:
         return states[torch.arange(len(recent)), lengths]
 
     def choose_fusion_weight(self, histories: Sequence[np.ndarray], targets: np.ndarray, k: int = 10) -> Retriever:
-        """The same retriever with the `fusion_weight` of best NDCG@k on these people."""
-        histories = check_histories(histories, self.items)
-        targets = np.asarray(targets)
+        """The same retriever with the `fusion_weight` of best NDCG@k on the first 5,000 of these people."""
+        histories = check_histories(histories[:PEOPLE_TO_WEIGH_BY], self.items)
+        targets = np.asarray(targets)[:PEOPLE_TO_WEIGH_BY]
         gains = np.zeros(len(FUSION_WEIGHTS))
         for rows in self._batches(len(histories)):
             h = self.states(histories[rows])
@@ -146,7 +146,7 @@ class Retriever:
         }
         for name, rows in more.items():
             weights[name] = torch.cat([weights[name], rows])
-        return Retriever(_model_from(self.config, self.model.sizes, weights), self.device)
+        return Retriever(_model_from(self.config, self.model.sizes, self.model.buckets, weights), self.device)
 
     def to(self, device: torch.device | str) -> Retriever:
         return Retriever(self.model, device)
@@ -156,7 +156,8 @@ class Retriever:
         path = Path(path)
         weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
         write_arrays(path / "model.safetensors", weights)
-        write_json(path / "config.json", {"config": asdict(self.config), "sizes": list(self.model.sizes)})
+        about = {"config": asdict(self.config), "sizes": list(self.model.sizes), "buckets": self.model.buckets}
+        write_json(path / "config.json", about)
 
     @classmethod
     def from_pretrained(cls, path: Path, device: torch.device | str = "cpu") -> Retriever:
@@ -165,7 +166,8 @@ class Retriever:
         about = read_json(path / "config.json")
         weights = {name: torch.from_numpy(array) for name, array in read_arrays(path / "model.safetensors").items()}
         try:
-            return cls(_model_from(RetrieverConfig(**about["config"]), about["sizes"], weights), device)
+            config = RetrieverConfig(**about["config"])
+            return cls(_model_from(config, about["sizes"], about["buckets"], weights), device)
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path} does not hold a retriever of this version ({error}): train it again") from error
 
@@ -183,7 +185,7 @@ class Retriever:
     ) -> Ranked:
         assert self.model.decoder is not None
         reachable = self.trie.reachable(allowed, hidden)
-        items, scores = beam_search(self.model.decoder, h, self.trie, reachable, k, beam)
+        items, scores = beam_search(self.model, h, reachable, k, beam)
         return items.cpu().numpy(), scores.cpu().numpy()
 
     @torch.no_grad()
@@ -198,7 +200,7 @@ class Retriever:
         empty = items < 0
         empty[:, 1:] |= items[:, 1:] == items[:, :-1]
         known = items.clamp(min=0)
-        codes = score_items(self.model.decoder, h, self.model.tower.codes[known])  # [B, 2 * wide]
+        codes = score_items(self.model, h, known)  # [B, 2 * wide]
         return items, dense.gather(1, known).masked_fill(empty, -torch.inf), codes
 
     def _fuse(
@@ -217,7 +219,10 @@ class Retriever:
         return items.gather(1, order).masked_fill(score == -torch.inf, -1).cpu().numpy(), score.cpu().numpy()
 
 
-def _model_from(config: RetrieverConfig, sizes: Sequence[int], weights: dict[str, Tensor]) -> SequenceModel:
-    model = SequenceModel(config, weights["tower.vectors"], weights["tower.codes"], sizes, weights["tower.seen"])
+def _model_from(
+    config: RetrieverConfig, sizes: Sequence[int], buckets: int, weights: dict[str, Tensor]
+) -> SequenceModel:
+    parts = (weights["tower.vectors"], weights["tower.codes"], sizes, weights["tower.seen"])
+    model = SequenceModel(config, *parts, buckets)
     model.load_state_dict(weights)
     return model

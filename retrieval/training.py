@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def train_retriever(
             state = _load_checkpoint(checkpoint, fingerprint, model, optimizer)
         model, optimizer = accelerator.prepare(model, optimizer)
         plain: SequenceModel = accelerator.unwrap_model(model)
-        while state["epoch"] < config.epochs and not state["finished"]:
+        while state["epoch"] < (config.stop_after or config.epochs) and not state["finished"]:
             epoch = state["epoch"]
             loss = _train_epoch(accelerator, model, optimizer, histories, config, count, seed, epoch)
             state["epoch"] = epoch + 1
@@ -91,6 +91,7 @@ def train_retriever(
                 progress(epoch + 1, config.epochs)
         if state["best"] is not None:
             plain.load_state_dict(state["best"], strict=False)
+            plain.config = replace(config, stop_after=state["best_epoch"])
         retriever = Retriever(plain, accelerator.device)
         if validation is not None and ids is not None:
             retriever = retriever.choose_fusion_weight(*validation)
@@ -176,7 +177,7 @@ def _new_model(
     count: int,
 ) -> SequenceModel:
     seen = torch.zeros(count, dtype=torch.bool)
-    seen[torch.from_numpy(np.unique(np.concatenate(histories)))] = True
+    seen[torch.from_numpy(np.unique(np.concatenate(histories)))] = config.residual
     content = torch.zeros(count, 0) if vectors is None else torch.tensor(np.asarray(vectors), dtype=torch.float32)
     codes = torch.zeros(count, 0, dtype=torch.long) if ids is None else torch.tensor(ids.codes)
     return SequenceModel(config, content, codes, () if ids is None else ids.sizes, seen)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -74,12 +75,33 @@ class Trie:
         self._leaf_of = np.empty_like(order)
         self._leaf_of[order] = np.arange(self.items)
 
+    @cached_property
+    def path(self) -> list[Tensor]:
+        """Per level 0..L the node that each item lies under: int64 [N]."""
+        nodes = [np.searchsorted(span, self._leaf_of, side="right") - 1 for span in self.spans]
+        return [torch.from_numpy(n).to(self.leaf_items.device) for n in nodes]
+
+    def prefix_hashes(self, buckets: int) -> list[Tensor]:
+        """Per level 1..L a bucket for the whole prefix that leads to each node: int64 [nodes], in [0, buckets).
+
+        It depends on the prefix alone, not on what else is in the catalog.
+        """
+        hashes = [np.zeros(1, dtype=np.uint64)]
+        for level in range(len(self.sizes)):
+            parents = np.repeat(hashes[-1], np.diff(self.first[level].cpu().numpy()))
+            steps = self.codes[level].cpu().numpy().astype(np.uint64) + np.uint64(level * 4099 + 1)
+            mixed = (parents ^ steps) * np.uint64(0x9E3779B97F4A7C15)
+            hashes.append(mixed ^ (mixed >> np.uint64(29)))
+        found = [torch.from_numpy((h % np.uint64(buckets)).astype(np.int64)) for h in hashes[1:]]
+        return [bucket.to(self.leaf_items.device) for bucket in found]
+
     def to(self, device: torch.device | str) -> Trie:
         """Move what the search reads, in place."""
         self.first = [table.to(device) for table in self.first]
         self.codes = [table.to(device) for table in self.codes]
         self.dense = [None if table is None else table.to(device) for table in self.dense]
         self.leaf_items = self.leaf_items.to(device)
+        self.__dict__.pop("path", None)
         return self
 
     def nodes(self, level: int) -> int:

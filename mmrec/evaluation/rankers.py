@@ -21,9 +21,11 @@ SEEDS = 16
 class RetrieverRanker:
     """Generative retrieval in one of its modes."""
 
-    def __init__(self, retriever: Retriever, mode: Mode) -> None:
-        self.retriever, self.mode = retriever, mode
+    def __init__(self, retriever: Retriever, mode: Mode, *, hide_history: bool = True) -> None:
+        self.retriever, self.mode, self.hide_history = retriever, mode, hide_history
         self.name = "retriever" if mode == "fused" else f"retriever ({mode} alone)"
+        if not hide_history:
+            self.name = "retriever (history shown)"
 
     def recommend(
         self,
@@ -33,7 +35,9 @@ class RetrieverRanker:
         preferences: Sequence[np.ndarray] | None = None,
         allowed: np.ndarray | None = None,
     ) -> Ranked:
-        return self.retriever.recommend(histories, k, preferences=preferences, mode=self.mode, allowed=allowed)
+        return self.retriever.recommend(
+            histories, k, preferences=preferences, mode=self.mode, allowed=allowed, hide_history=self.hide_history
+        )
 
 
 class DreamRanker:

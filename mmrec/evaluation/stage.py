@@ -2,35 +2,81 @@
 
 The baselines are fitted on the training part only and, where they choose when to stop, choose on the validation part,
 as ours do. Seeds after the recipe's own train the models again; the catalog, its vectors and its semantic IDs stay.
+What was measured is kept per protocol, seed and recommender, so that a killed evaluation goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmrec.config import Recipe
+from mmrec.errors import MmrecError
 from mmrec.interactions import Queries, Split
 from mmrec.progress import progress
-from mmrec.stages import Built, configure, fit_prior, fit_retriever, load_split, load_vectors, validation_of
+from mmrec.stages import Built, fit_prior, fit_retriever, load_split, load_vectors, validation_of
 from mmrec.workspace import CHECKPOINTS, Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
 
-OURS = ("retriever", "retriever (dense alone)", "retriever (codes alone)", "prior")
+    from retrieval.retriever import Retriever
+
+OURS = (
+    "retriever",
+    "retriever (dense alone)",
+    "retriever (codes alone)",
+    "retriever (content only)",
+    "retriever (history shown)",
+    "prior",
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one row of a table is made from."""
+
+    workspace: Workspace
+    recipe: Recipe
+    split: Split
+    protocol: str  # strict or refit
+    seed: int
+    models: Path  # checkpoints of this seed, both protocols
 
 
 def evaluate(workspace: Workspace, recipe: Recipe) -> Built:
     """Measure, and write `metrics.parquet`, `summary.parquet` (mean and spread over seeds) and `report.html`."""
-    stages = ("interactions", "vectors", "ids", "retriever", "prior", "index")
+    stages = ["interactions", "vectors", "ids", "retriever", "index"]
+    if {"prior", "regression"} & set(contenders(recipe)):
+        stages.append("prior")
     inputs = {stage: workspace.require(stage).fingerprint for stage in stages}
     options = {"evaluation": recipe.evaluation.model_dump(), "split": recipe.split}
     return workspace.build("evaluation", inputs, options, lambda folder: _measure(workspace, recipe, folder))
+
+
+def contenders(recipe: Recipe) -> list[str]:
+    """Names of what is measured: keys of `ROWS` and names of baselines.
+
+    Raises:
+        MmrecError: for a name that is neither.
+    """
+    from retrieval.baselines import baseline_names, published_names
+
+    known = [*ROWS, *baseline_names(), *published_names()]
+    dreams = [] if recipe.prior is None else ["prior", "regression"]
+    names = recipe.evaluation.recommenders or ["retriever", *dreams, *baseline_names()]
+    for name in [*names, *recipe.evaluation.baselines, *recipe.evaluation.one_seed]:
+        if name not in known:
+            raise MmrecError(f"evaluation names {name!r}", mend=f"use names out of: {', '.join(known)}")
+    return names
 
 
 def _measure(workspace: Workspace, recipe: Recipe, folder: Path) -> None:
@@ -40,23 +86,25 @@ def _measure(workspace: Workspace, recipe: Recipe, folder: Path) -> None:
     from mmrec.evaluation.harness import claims_against, summarise_seeds, verdict
     from mmrec.evaluation.report import About, write_report
 
-    _, _, split = load_split(workspace, recipe)
-    queries = _some(split.test, recipe.evaluation.people, recipe.seed)
-    frames = []
-    for seed in recipe.evaluation.seeds:
-        finished = folder / CHECKPOINTS / f"seed-{seed}.parquet"
-        if not finished.is_file():
-            frame = _measure_seed(workspace, recipe, split, queries, seed, folder / CHECKPOINTS / f"models-{seed}")
-            partial = finished.with_suffix(".part")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            frame.to_parquet(partial, index=False)
-            partial.replace(finished)
-        frames.append(pd.read_parquet(finished))
-    summarise_seeds(frames).to_parquet(folder / "summary.parquet", index=False)
-    verdicts = verdict(frames[0], claims_against("retriever", recipe.evaluation.claims))
+    frames: dict[str, list[pd.DataFrame]] = {}
+    summaries = []
+    for protocol in recipe.evaluation.protocols:
+        split = load_split(workspace, recipe, refit=protocol == "refit")[2]
+        queries = _some(split.test, recipe.evaluation.people, recipe.seed)
+        frames[protocol] = []
+        for number, seed in enumerate(recipe.evaluation.seeds):
+            study = Study(workspace, recipe, split, protocol, seed, folder / CHECKPOINTS / f"models-{seed}")
+            names = [n for n in contenders(recipe) if number == 0 or n not in recipe.evaluation.one_seed]
+            finished = folder / CHECKPOINTS / f"{protocol}-{seed}"
+            frames[protocol].append(pd.concat([_row(study, name, queries, finished) for name in names]))
+        summaries.append(summarise_seeds(frames[protocol]).assign(protocol=protocol))
+    pd.concat(summaries, ignore_index=True).to_parquet(folder / "summary.parquet", index=False)
+
+    first = frames[recipe.evaluation.protocols[0]][0]
+    verdicts = verdict(first, claims_against("retriever", recipe.evaluation.claims))
     about = About(
         dataset=recipe.name,
-        split=split.name,
+        split=load_split(workspace, recipe, refit=recipe.evaluation.protocols[0] == "refit")[2].name,
         seeds=recipe.evaluation.seeds,
         simulated=recipe.source.simulated,
         ours=OURS,
@@ -66,65 +114,143 @@ def _measure(workspace: Workspace, recipe: Recipe, folder: Path) -> None:
         machine=results.machine(),
     )
     diagnostics = json.loads((workspace.require("ids").path / "diagnostics.json").read_text(encoding="utf-8"))
-    write_report(frames[0], folder, about, verdicts=verdicts, diagnostics=diagnostics)
+    write_report(first, folder, about, verdicts=verdicts, diagnostics=diagnostics)
     (folder / "verdicts.json").write_text(json.dumps([str(v) for v in verdicts], indent=1), encoding="utf-8")
 
 
-def _measure_seed(
-    workspace: Workspace, recipe: Recipe, split: Split, queries: Queries, seed: int, checkpoints: Path
-) -> pd.DataFrame:
-    from diffusion.prior import Prior
+def _row(study: Study, name: str, queries: Queries, finished: Path) -> pd.DataFrame:
+    """The measurements of one recommender (the retriever: of each of its modes), kept once they are made."""
+    import pandas as pd
+
     from mmrec.evaluation.harness import evaluate as ask
-    from mmrec.evaluation.rankers import DreamRanker, RetrieverRanker
-    from retrieval.baselines import baseline_names, make_baseline
-    from retrieval.index import VectorIndex
-    from retrieval.model import RetrieverConfig
+
+    file = finished / f"{name}.parquet"
+    if not file.is_file():
+        recommenders = ROWS[name](study) if name in ROWS else [_baseline(study, name)]
+        with progress(f"asking {len(queries):,} people, {name}, {study.protocol}, seed {study.seed}") as tick:
+            frame = ask(
+                recommenders,
+                queries,
+                vectors=load_vectors(study.workspace),
+                train=study.split.train,
+                ks=study.recipe.evaluation.ks,
+                seed=study.seed,
+                progress=tick,
+            )
+        partial_file = file.with_suffix(".part")
+        partial_file.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_parquet(partial_file, index=False)
+        partial_file.replace(file)
+    return pd.read_parquet(file)
+
+
+def _retriever(study: Study, name: str = "retriever", **changes: Any) -> Retriever:
+    """The retriever of the recipe with `changes` to its options: chosen by validation and, for refit, trained again."""
     from retrieval.retriever import Retriever
 
-    vectors = load_vectors(workspace)
-    index = VectorIndex.load(workspace.require("index").path)
-    if seed == recipe.seed:
-        retriever = Retriever.from_pretrained(workspace.require("retriever").path)
-        prior = Prior.from_pretrained(workspace.require("prior").path)
+    recipe = study.recipe.model_copy(update={"retriever": study.recipe.retriever | changes})
+    if study.seed == recipe.seed and not changes:
+        chosen = Retriever.from_pretrained(study.workspace.require("retriever").path)
     else:
-        retriever = fit_retriever(workspace, recipe, split, seed, checkpoints / "retriever")
-        prior = fit_prior(workspace, recipe, split, seed, checkpoints / "prior")
-    regression = fit_prior(workspace, recipe, split, seed, checkpoints / "regression", regression=True)
+        strict = load_split(study.workspace, recipe)[2]
+        train = partial(fit_retriever, study.workspace, recipe, strict, study.seed, study.models / name)
+        chosen = _kept(study.models / f"{name}-strict", train)
+    if study.protocol == "strict":
+        return chosen
+    again = study.models / f"{name}-again"
+    train = partial(fit_retriever, study.workspace, recipe, study.split, study.seed, again, chosen.config)
+    return _kept(study.models / f"{name}-refit", train)
 
-    baselines: list[Any] = []
-    for name in baseline_names():
-        options: dict[str, Any] = {}
-        if name == "sasrec":
-            config = configure(RetrieverConfig, recipe.retriever, "retriever")
-            options = {"config": config, "validation": validation_of(split), "checkpoint_dir": checkpoints / "sasrec"}
-        with progress(f"fitting {name}, seed {seed}", unit="epochs") as tick:
-            if name == "sasrec":
-                options["progress"] = tick
-            baseline = make_baseline(name, **options)
-            baseline.fit(split.train.items, split.train.preferences, vectors, seed=seed)
-        baselines.append(baseline)
-    recommenders: list[Any] = [
-        RetrieverRanker(retriever, "fused"),
-        RetrieverRanker(retriever, "dense"),
-        RetrieverRanker(retriever, "codes"),
-        DreamRanker("prior", prior, index, vectors, seed),
-        DreamRanker("regression", regression, index, vectors, seed),
-        *baselines,
-    ]
-    with progress(f"asking {len(queries):,} people, seed {seed}", unit="answers") as tick:
-        return ask(
-            recommenders,
-            queries,
-            vectors=vectors,
-            train=split.train,
-            ks=recipe.evaluation.ks,
-            seed=seed,
-            progress=tick,
-        )
+
+def _kept(folder: Path, train: Callable[[], Retriever]) -> Retriever:
+    """The retriever saved in the folder, or a new one, which is then saved there."""
+    from retrieval.retriever import Retriever
+
+    if not (folder / "config.json").is_file():
+        train().save_pretrained(folder)
+    return Retriever.from_pretrained(folder)
+
+
+def _retriever_rows(study: Study) -> list[Any]:
+    from mmrec.evaluation.rankers import RetrieverRanker
+
+    retriever = _retriever(study)
+    modes = [RetrieverRanker(retriever, mode) for mode in ("fused", "dense", "codes")]
+    return [*modes, RetrieverRanker(retriever, "fused", hide_history=False)]
+
+
+def _content_rows(study: Study) -> list[Any]:
+    from mmrec.evaluation.rankers import RetrieverRanker
+
+    ranker = RetrieverRanker(_retriever(study, "content-only", residual=False), "fused")
+    ranker.name = "retriever (content only)"
+    return [ranker]
+
+
+def _prior_rows(study: Study) -> list[Any]:
+    from diffusion.prior import Prior
+
+    if study.seed == study.recipe.seed and study.protocol == "strict":
+        prior = Prior.from_pretrained(study.workspace.require("prior").path)
+    else:
+        checkpoints = study.models / f"prior-{study.protocol}"
+        prior = fit_prior(study.workspace, study.recipe, study.split, study.seed, checkpoints)
+    return [_dreams(study, "prior", prior)]
+
+
+def _regression_rows(study: Study) -> list[Any]:
+    checkpoints = study.models / f"regression-{study.protocol}"
+    model = fit_prior(study.workspace, study.recipe, study.split, study.seed, checkpoints, regression=True)
+    return [_dreams(study, "regression", model)]
+
+
+def _dreams(study: Study, name: str, model: Any) -> Any:
+    from mmrec.evaluation.rankers import DreamRanker
+    from retrieval.index import VectorIndex
+
+    index = VectorIndex.load(study.workspace.require("index").path)
+    return DreamRanker(name, model, index, load_vectors(study.workspace), study.seed)
+
+
+ROWS: dict[str, Callable[[Study], list[Any]]] = {
+    "retriever": _retriever_rows,
+    "content_only": _content_rows,
+    "prior": _prior_rows,
+    "regression": _regression_rows,
+}
+
+
+def _baseline(study: Study, name: str) -> Any:
+    """The baseline, fitted; one that is trained in epochs stops by validation, and for refit trains as long again."""
+    from retrieval.baselines import baseline_class
+
+    strict = study.split if study.protocol == "strict" else load_split(study.workspace, study.recipe)[2]
+    if study.protocol == "strict":
+        return _fitted(study, name, strict, validation=validation_of(strict))
+    if "config" not in signature(baseline_class(name)).parameters:
+        return _fitted(study, name, study.split)
+    chosen = _fitted(replace(study, protocol="strict"), name, strict, validation=validation_of(strict)).chosen
+    return _fitted(study, name, study.split, config=chosen)
+
+
+def _fitted(study: Study, name: str, split: Split, **given: Any) -> Any:
+    from retrieval.baselines import baseline_class
+
+    options: dict[str, Any] = dict(study.recipe.evaluation.baselines.get(name, {}))
+    accepts = signature(baseline_class(name)).parameters
+    if "config" in accepts:
+        options = {"config": replace(accepts["config"].default, **options)}
+    options |= {key: value for key, value in given.items() if key in accepts}
+    with progress(f"fitting {name}, {study.protocol}, seed {study.seed}", unit="epochs") as tick:
+        if "checkpoint_dir" in accepts:
+            options |= {"checkpoint_dir": study.models / f"{name}-{study.protocol}", "progress": tick}
+        baseline = baseline_class(name)(**options)
+        baseline.fit(split.train.items, split.train.preferences, load_vectors(study.workspace), seed=study.seed)
+    return baseline
 
 
 def show(workspace: Workspace, recipe: Recipe) -> None:
-    """Print the table and the verdicts of the workspace's evaluation."""
+    """Print the tables and the verdicts of the workspace's evaluation."""
     import pandas as pd
     from rich.console import Console
 
@@ -135,7 +261,8 @@ def show(workspace: Workspace, recipe: Recipe) -> None:
     people = " · simulated people" if recipe.source.simulated else ""
     seeds = f"{len(recipe.evaluation.seeds)} seed{'s' if len(recipe.evaluation.seeds) > 1 else ''}"
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(terminal_table(summary, heading=f"{recipe.name}, test{people}, {seeds}"))
+    for protocol, table in summary.groupby("protocol", sort=False):
+        console.print(terminal_table(table, heading=f"{recipe.name}, {protocol} test{people}, {seeds}"))
     for line in json.loads((folder / "verdicts.json").read_text(encoding="utf-8")):
         console.print(f"  {line}")
     console.print(f"  report: {workspace.root / 'evaluation' / 'report.html'}")
@@ -148,14 +275,19 @@ def record(workspace: Workspace, recipe: Recipe, directory: Path) -> Path:
     from mmrec import results
 
     summary = pd.read_parquet(workspace.require("evaluation").path / "summary.parquet")
-    records = results.records_of(
-        summary,
-        dataset=recipe.name + (" (simulated people)" if recipe.source.simulated else ""),
-        split=f"{recipe.split}-test",
-        seeds=recipe.evaluation.seeds,
-        command=f"mmrec run recipes/{recipe.name}.yaml && mmrec evaluate -w workspaces/{recipe.name} "
-        f"--seeds {','.join(map(str, recipe.evaluation.seeds))} --record docs/results",
-    )
+    told: Sequence[int] = recipe.evaluation.seeds
+    records = [
+        record
+        for protocol, rows in summary.groupby("protocol", sort=False)
+        for record in results.records_of(
+            rows,
+            dataset=recipe.name + (" (simulated people)" if recipe.source.simulated else ""),
+            split=f"{protocol}-test" if recipe.split == "leave_one_out" else f"{recipe.split}-{protocol}-test",
+            seeds=told,
+            command=f"mmrec run recipes/{recipe.name}.yaml && mmrec evaluate -w workspaces/{recipe.name} "
+            f"--seeds {','.join(map(str, told))} --record docs/results",
+        )
+    ]
     return results.write_records(recipe.name, records, directory)
 
 

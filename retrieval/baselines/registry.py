@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -29,10 +30,15 @@ def published_names() -> list[str]:
     return list(PUBLISHED)
 
 
-def make_baseline(name: str, **options: Any) -> Recommender:
-    """A new, unfitted baseline. Raises KeyError for an unknown name."""
+def baseline_class(name: str) -> Callable[..., Recommender]:
+    """What makes new, unfitted baselines of that name. Raises KeyError for an unknown one."""
     places = QUICK | PUBLISHED
     if name not in places:
         raise KeyError(f"no baseline is called {name!r}; there are: {', '.join(places)}")
     module, _, kind = places[name].partition(".")
-    return getattr(import_module(f"retrieval.baselines.{module}"), kind)(**options)
+    return getattr(import_module(f"retrieval.baselines.{module}"), kind)
+
+
+def make_baseline(name: str, **options: Any) -> Recommender:
+    """A new, unfitted baseline. Raises KeyError for an unknown name."""
+    return baseline_class(name)(**options)

@@ -55,6 +55,11 @@ class SASRec:
             progress=self.progress,
         )
 
+    @property
+    def chosen(self) -> RetrieverConfig:
+        """The config with what validation chose, to train as long again on more."""
+        return self.retriever.config
+
     def recommend(
         self,
         histories: Sequence[np.ndarray],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from retrieval.decode import beam_search, score_items, top
-from retrieval.model import DepthDecoder
+from retrieval.model import RetrieverConfig, SequenceModel
 from retrieval.trie import Trie
 
 SIZES = (5, 4, 3, 4)
@@ -20,14 +20,24 @@ def catalog(items: int, seed: int = 0) -> np.ndarray:
     return np.stack(np.unravel_index(rows, SIZES), axis=1).astype(np.int64)
 
 
-def decoder(seed: int = 0) -> DepthDecoder:
+def model_of(codes: np.ndarray, sizes: tuple[int, ...] = SIZES, seed: int = 0) -> SequenceModel:
+    """A model with random weights and no content; prefixes too have something to say."""
     torch.manual_seed(seed)
-    return DepthDecoder(8, SIZES).double().eval()
+    items = len(codes)
+    parts = (torch.zeros(items, 0), torch.from_numpy(codes), sizes, torch.ones(items, dtype=torch.bool))
+    model = SequenceModel(RetrieverConfig(dim=8, heads=2), *parts).double().eval()
+    assert model.decoder is not None
+    torch.nn.init.normal_(model.decoder.prefixes.weight)
+    return model
 
 
-def brute_force(model: DepthDecoder, h: torch.Tensor, codes: np.ndarray, permitted: np.ndarray) -> list[np.ndarray]:
+def score_everything(model: SequenceModel, h: torch.Tensor) -> torch.Tensor:
+    return score_items(model, h, torch.arange(model.items).expand(len(h), -1), rows=97)
+
+
+def brute_force(model: SequenceModel, h: torch.Tensor, permitted: np.ndarray) -> list[np.ndarray]:
     """Every permitted item by summed log-probability, ties by index: one array of items per person."""
-    scores = score_items(model, h, torch.from_numpy(codes)).numpy()
+    scores = score_everything(model, h).numpy()
     return [
         np.array(sorted(np.flatnonzero(keep), key=lambda i, row=row: (-row[i], i)), dtype=np.int64)
         for row, keep in zip(scores, permitted, strict=True)
@@ -42,72 +52,91 @@ def tables(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_beam_over_everything_ranks_like_brute_force(seed: int) -> None:
-    codes, model = catalog(130, seed), decoder(seed)
-    trie = Trie(codes, SIZES)
+    codes = catalog(130, seed)
+    model = model_of(codes, seed=seed)
     h = torch.randn(6, 8, dtype=torch.float64)
-    items, scores = beam_search(model, h, trie, trie.reachable(), k=130, beam=130)
-    expected = brute_force(model, h, codes, np.ones((6, 130), bool))
+    items, scores = beam_search(model, h, model.trie.reachable(), k=130, beam=130)
+    expected = brute_force(model, h, np.ones((6, 130), bool))
     np.testing.assert_array_equal(items.numpy(), np.stack(expected))
-    reference = score_items(model, h, torch.from_numpy(codes))
+    reference = score_everything(model, h)
     torch.testing.assert_close(scores, reference.gather(1, items))
+
+
+def test_the_items_share_one_probability_and_a_hidden_item_keeps_its_part() -> None:
+    model, h = model_of(catalog(130)), torch.randn(6, 8, dtype=torch.float64) * 5
+    torch.testing.assert_close(score_everything(model, h).exp().sum(dim=1), torch.ones(6, dtype=torch.float64))
+    hidden = [np.arange(0, 130, 2)] * 6
+    items, scores = beam_search(model, h, model.trie.reachable(None, hidden), k=65, beam=130)
+    torch.testing.assert_close(scores, score_everything(model, h).gather(1, items))
+
+
+def test_a_prefix_is_told_from_others_whatever_else_the_catalog_holds() -> None:
+    codes = catalog(130)
+    small, large = Trie(codes[:60], SIZES), Trie(codes, SIZES)
+    for level, (few, many) in enumerate(
+        zip(small.prefix_hashes(1 << 30), large.prefix_hashes(1 << 30), strict=True), 1
+    ):
+        np.testing.assert_array_equal(few[small.path[level][:60]], many[large.path[level][:60]])
+        assert len(many.unique()) == large.nodes(level)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_with_an_allow_list_and_hidden_items_too(seed: int) -> None:
     random = np.random.default_rng(seed)
-    codes, model = catalog(130, seed), decoder(seed)
-    trie = Trie(codes, SIZES)
+    codes = catalog(130, seed)
+    model = model_of(codes, seed=seed)
     h = torch.randn(5, 8, dtype=torch.float64)
     allowed = random.random(130) < 0.3
     hidden = [random.integers(130, size=n) for n in (0, 3, 40, 200, 500)]
     permitted = np.repeat(allowed[None], 5, axis=0)
     for row, history in enumerate(hidden):
         permitted[row, history] = False
-    items, scores = beam_search(model, h, trie, trie.reachable(allowed, hidden), k=130, beam=130)
-    for row, expected in enumerate(brute_force(model, h, codes, permitted)):
+    items, scores = beam_search(model, h, model.trie.reachable(allowed, hidden), k=130, beam=130)
+    for row, expected in enumerate(brute_force(model, h, permitted)):
         np.testing.assert_array_equal(items[row, : len(expected)], expected)
         assert (items[row, len(expected) :] == -1).all()
         assert torch.isinf(scores[row, len(expected) :]).all()
 
 
 def test_ties_go_to_the_lower_item() -> None:
-    codes, model = catalog(60), decoder()
+    sizes = (5, 4, 3)
+    codes = np.random.default_rng(0).permutation(list(np.ndindex(*sizes)))  # every ID there can be
+    model = model_of(codes, sizes)
     for parameter in model.parameters():
         parameter.data.zero_()  # every code is equally likely
-    trie = Trie(codes, SIZES)
-    items, _ = beam_search(model, torch.zeros(1, 8, dtype=torch.float64), trie, trie.reachable(), k=60, beam=60)
+    items, _ = beam_search(model, torch.zeros(1, 8, dtype=torch.float64), model.trie.reachable(), k=60, beam=60)
     np.testing.assert_array_equal(items[0], np.arange(60))
 
 
 @pytest.mark.parametrize("beam", [1, 3, 10])
 def test_a_narrow_beam_still_fills_the_list(beam: int) -> None:
-    codes, model = catalog(130), decoder()
-    trie = Trie(codes, SIZES)
+    codes = catalog(130)
+    model = model_of(codes)
     h = torch.randn(8, 8, dtype=torch.float64) * 5
     allowed = np.zeros(130, bool)
     allowed[np.random.default_rng(0).choice(130, 25, replace=False)] = True
     hidden = [np.flatnonzero(allowed)[:5]] * 8
-    items, scores = beam_search(model, h, trie, trie.reachable(allowed, hidden), k=20, beam=beam)
+    items, scores = beam_search(model, h, model.trie.reachable(allowed, hidden), k=20, beam=beam)
     for row in items.numpy():
         assert set(row) == set(np.flatnonzero(allowed)[5:])  # exactly the twenty that are left, each once
     assert (scores[:, 1:] <= scores[:, :-1]).all()
 
 
 def test_a_wider_beam_never_finds_less() -> None:
-    codes, model = catalog(200), decoder()
-    trie = Trie(codes, SIZES)
+    codes = catalog(200)
+    model = model_of(codes)
     h = torch.randn(10, 8, dtype=torch.float64) * 3
-    totals = [beam_search(model, h, trie, trie.reachable(), 5, beam)[1].sum() for beam in (5, 20, 200)]
+    totals = [beam_search(model, h, model.trie.reachable(), 5, beam)[1].sum() for beam in (5, 20, 200)]
     assert totals[0] <= totals[1] + 1e-9
     assert totals[1] <= totals[2] + 1e-9
 
 
 def test_single_precision_scores_agree_with_brute_force() -> None:
-    codes, model = catalog(130), decoder().float()
-    trie = Trie(codes, SIZES)
+    codes = catalog(130)
+    model = model_of(codes).float()
     h = torch.randn(6, 8)
-    items, scores = beam_search(model, h, trie, trie.reachable(), k=130, beam=130)
-    reference = score_items(model, h, torch.from_numpy(codes))
+    items, scores = beam_search(model, h, model.trie.reachable(), k=130, beam=130)
+    reference = score_everything(model, h)
     torch.testing.assert_close(scores, reference.gather(1, items), atol=1e-5, rtol=1e-5)
 
 
@@ -148,24 +177,22 @@ def test_a_wide_catalog_with_hidden_items_is_searched_as_by_brute_force() -> Non
     """Wide enough for the folded top-k, narrow enough for every item to be scored."""
     sizes, random = (64, 64), np.random.default_rng(0)
     codes = np.stack(np.unravel_index(random.choice(64 * 64, 3000, replace=False), sizes), axis=1).astype(np.int64)
-    torch.manual_seed(0)
-    model = DepthDecoder(8, sizes).double().eval()
-    trie, h = Trie(codes, sizes), torch.randn(5, 8, dtype=torch.float64)
+    model, h = model_of(codes, sizes), torch.randn(5, 8, dtype=torch.float64)
     hidden = [random.integers(3000, size=n) for n in (0, 10, 100, 1000, 2000)]
     permitted = np.ones((5, 3000), bool)
     for row, history in enumerate(hidden):
         permitted[row, history] = False
-    items, _ = beam_search(model, h, trie, trie.reachable(None, hidden), k=50, beam=64)
-    for row, expected in enumerate(brute_force(model, h, codes, permitted)):
+    items, _ = beam_search(model, h, model.trie.reachable(None, hidden), k=50, beam=64)
+    for row, expected in enumerate(brute_force(model, h, permitted)):
         np.testing.assert_array_equal(items[row], expected[:50])
 
 
 def test_nothing_permitted_is_an_empty_list() -> None:
-    codes, model = catalog(20), decoder()
-    trie = Trie(codes, SIZES)
+    codes = catalog(20)
+    model = model_of(codes)
     h = torch.zeros(2, 8, dtype=torch.float64)
-    reachable = trie.reachable(np.zeros(20, bool))
-    items, scores = beam_search(model, h, trie, reachable, 3, 10)
+    reachable = model.trie.reachable(np.zeros(20, bool))
+    items, scores = beam_search(model, h, reachable, 3, 10)
     assert (items == -1).all()
     assert torch.isinf(scores).all()
 
