@@ -148,6 +148,14 @@ def train_prior(workspace: Folder = HERE) -> None:
     _done("train prior", stages.train_prior(*_open(workspace))[1])
 
 
+@train.command("hybrid")
+def train_hybrid(workspace: Folder = HERE) -> None:
+    """What the scores of beam, neighbours and prior are worth, for recommend --mode hybrid."""
+    from mmrec.hybrid import calibrate
+
+    _done("train hybrid", calibrate(*_open(workspace))[1])
+
+
 @train.command("decoder")
 def train_decoder(workspace: Folder = HERE) -> None:
     """The picture decoder: new pictures out of the shapes of this catalog's own."""
@@ -175,7 +183,9 @@ def recommend(
     like: Likes = None,
     dislike: Dislikes = None,
     k: Count = 10,
-    mode: Annotated[str, typer.Option(help="fused, dense or codes (beam search over semantic IDs alone).")] = "fused",
+    mode: Annotated[
+        str, typer.Option(help="fused, dense, codes (beam search over semantic IDs alone) or hybrid.")
+    ] = "fused",
     text: Annotated[str, typer.Option(help="What it should be like, in words.")] = "",
     exploration: Annotated[float, typer.Option(min=0, help="0 is the best guess, 1 adventurous.")] = 0.0,
     allowed: Annotated[Path | None, typer.Option(help="A file with one item id a line: only these.")] = None,

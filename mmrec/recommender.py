@@ -16,6 +16,7 @@ from mmrec.config import Recipe
 from mmrec.embedding import MODALITIES, read_media
 from mmrec.errors import MmrecError
 from mmrec.feedback import Feedback
+from mmrec.hybrid import proposals, told
 from mmrec.interactions import Histories, load_histories
 from mmrec.stages import Embeddings, has_log, load_embeddings, load_vectors
 from mmrec.workspace import Workspace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from diffusion.decoders.base import Clip, MediaDecoder
     from diffusion.prior import Dials
     from encoders.base import Encoder
+    from retrieval.hybrid import Vote
 
 ALIKE = 0.35
 """Cosine from which one item is given as the reason for another."""
@@ -259,7 +261,7 @@ class Recommender:
         likes: Sequence[str] = (),
         dislikes: Sequence[str] = (),
         k: int = 10,
-        mode: Literal["fused", "dense", "codes"] = "fused",
+        mode: Literal["fused", "dense", "codes", "hybrid"] = "fused",
         allowed: Iterable[str] | None = None,
         text: str = "",
         words: float = 1.0,
@@ -275,7 +277,9 @@ class Recommender:
         softmax of the scores at that temperature; Kool et al. 2019).
 
         Args:
-            mode: the dense head, beam search over semantic IDs, or both fused.
+            mode: the dense head, beam search over semantic IDs, or both fused; or hybrid: what the beam, the neighbours
+                of the history and the dreams of the prior propose, merged by calibrated probability. Then each reason
+                says who proposed the item, and at which rank.
             allowed: item ids that may be returned (in stock, not yet seen); None means all.
             text: what it should be like, in words.
             exploration: 0 is the best guess, 1 is adventurous.
@@ -288,18 +292,43 @@ class Recommender:
         permitted[items] = False
         plain = not text and not exploration and not (avoid and (preferences < 0).any())
         wanted = items[preferences >= 0]
-        found, scores = self.retriever.recommend(
-            [wanted], k if plain else max(k, CANDIDATES), mode=mode, allowed=permitted
-        )
-        found, scores = found[0][found[0] >= 0], scores[0][found[0] >= 0]
+        wide = k if plain else max(k, CANDIDATES)
+        votes: dict[int, list[Vote]] = {}
+        if mode == "hybrid":
+            found, scores, votes = self._hybrid(items, preferences, wide, permitted, seed)
+        else:
+            found, scores = self.retriever.recommend([wanted], wide, mode=mode, allowed=permitted)
+            found, scores = found[0][found[0] >= 0], scores[0][found[0] >= 0]
         if not plain and len(found):
             found, scores = self._reweigh(
                 found, scores, permitted, items[preferences < 0], text, words, avoid, exploration, seed
             )
         liked = items[preferences > 0]
         return [
-            self._item(int(i), float(s), self._because(int(i), liked, text))
+            self._item(int(i), float(s), told(votes[int(i)]) if int(i) in votes else self._because(int(i), liked, text))
             for i, s in zip(found[:k], scores[:k], strict=True)
+        ]
+
+    def explain(
+        self,
+        user: str | None = None,
+        *,
+        likes: Sequence[str] = (),
+        dislikes: Sequence[str] = (),
+        k: int = 10,
+        seed: int = 0,
+    ) -> list[tuple[Item, list[Vote]]]:
+        """The items of ``recommend(mode="hybrid")``, each with a record of who proposed it, the weightiest first.
+
+        A `retrieval.hybrid.Vote` holds the source (codes, neighbours or prior), its rank, its own score, and the
+        probability of being the next item that the score is worth.
+        """
+        items, preferences = self._taste(user, likes, dislikes)
+        permitted = np.ones(len(self.catalog), bool)
+        found, scores, votes = self._hybrid(items, preferences, k, permitted, seed)
+        return [
+            (self._item(int(i), float(s), told(votes[int(i)])), votes[int(i)])
+            for i, s in zip(found, scores, strict=True)
         ]
 
     def search(
@@ -593,6 +622,19 @@ class Recommender:
         mask = np.zeros(len(self.catalog), bool)
         mask[self._rows(item_ids)] = True
         return mask
+
+    def _hybrid(
+        self, items: np.ndarray, preferences: np.ndarray, k: int, permitted: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, list[Vote]]]:
+        """The k best items with their probabilities, and the votes for each item."""
+        from retrieval.hybrid import Hybrid
+
+        hybrid = Hybrid.load(self._part("hybrid"))
+        people = ([items], [preferences.astype(np.float32)])
+        found = proposals(self.retriever, self.prior, self.index, self.vectors, *people, allowed=permitted, seed=seed)
+        rows, scores, votes = hybrid.merge({name: found[name] for name in hybrid.sources}, k)
+        there = rows[0] >= 0
+        return rows[0][there], scores[0][there], dict(zip(rows[0][there].tolist(), votes[0], strict=True))
 
     def _reweigh(
         self,

@@ -44,6 +44,7 @@ MENDS = {
     "ids": "mmrec tokenize",
     "retriever": "mmrec train retriever",
     "prior": "mmrec train prior",
+    "hybrid": "mmrec train hybrid",
     "decoder": "mmrec train decoder",
     "index": "mmrec index build",
     "evaluation": "mmrec evaluate",

@@ -9,9 +9,9 @@ import streamlit as st
 from apps.cards import grid, heading, section
 from apps.session import ENOUGH, Person, dial, has, kindly, person, recommender
 
-Mode = Literal["fused", "dense", "codes"]
+Mode = Literal["fused", "dense", "codes", "hybrid"]
 FUSED: Mode = "fused"
-MODES: dict[Mode, str] = {FUSED: "Both", "dense": "Vectors", "codes": "Semantic IDs"}
+MODES: dict[Mode, str] = {FUSED: "Both", "dense": "Vectors", "codes": "Semantic IDs", "hybrid": "All, and who said it"}
 FIRST = 15
 
 
@@ -52,9 +52,12 @@ def recommend(who: Person) -> None:
         with st.expander("How it is found"):
             left, middle, right = st.columns(3, gap="large")
             called = MODES.__getitem__
-            spelt = "Spelling semantic IDs by beam search, nearest vectors, or the two fused."
+            spelt = (
+                "Spelling semantic IDs by beam search, nearest vectors, the two fused, or IDs, neighbours and dreams."
+            )
+            modes = [mode for mode in MODES if mode != "hybrid" or now.workspace.current("hybrid") is not None]
             key = dial("mode", FUSED)
-            mode = left.segmented_control("What proposes", list(MODES), format_func=called, key=key, help=spelt)
+            mode = left.segmented_control("What proposes", modes, format_func=called, key=key, help=spelt)
             key = dial("weight", 1.5)
             weight = middle.slider("Weight of the words", 0.0, 4.0, step=0.1, disabled=not text, key=key)
             k = right.slider("How many", 5, 40, step=5, key=dial("k", 10))
