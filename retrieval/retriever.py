@@ -14,7 +14,7 @@ from torch import Tensor
 from retrieval.decode import beam_search, score_items
 from retrieval.files import read_arrays, read_json, write_arrays, write_json
 from retrieval.model import RetrieverConfig, SequenceModel
-from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, rank
+from retrieval.ranking import Ranked, check_allowed, check_histories, flatten, liked_part, rank
 from retrieval.trie import Trie
 
 Mode = Literal["fused", "dense", "codes"]
@@ -93,6 +93,19 @@ class Retriever:
         histories = check_histories(histories, self.items)
         parts = [self._dense(self.states(histories[rows])).cpu().numpy() for rows in self._batches(len(histories))]
         return np.concatenate(parts) if parts else np.empty((0, self.items), np.float32)
+
+    def rank_of(self, histories: Sequence[np.ndarray], targets: np.ndarray) -> np.ndarray:
+        """How many items the dense head puts before each person's target, the history left out: int64 [B]."""
+        histories = check_histories(histories, self.items)
+        ranks = np.empty(len(histories), dtype=np.int64)
+        for rows in self._batches(len(histories)):
+            scores = self.states(histories[rows]) @ self._embeddings.T  # [B, N]
+            target = torch.as_tensor(np.asarray(targets)[rows], device=self.device).unsqueeze(1)
+            bar = scores.gather(1, target)
+            people, met = (torch.from_numpy(part).to(self.device) for part in flatten(histories[rows]))
+            scores[people, met] = -torch.inf
+            ranks[rows] = (scores > bar).sum(dim=1).cpu().numpy()
+        return ranks
 
     @torch.no_grad()
     def states(self, histories: Sequence[np.ndarray]) -> Tensor:

@@ -366,6 +366,21 @@ def test_leave_one_out_leaks_nothing(h: Histories) -> None:
 
 
 @settings(max_examples=80, deadline=None)
+@given(h=people())
+def test_a_refit_learns_from_all_but_the_test_and_asks_only_for_what_it_knows(h: Histories) -> None:
+    chosen, again = leave_one_out(h), leave_one_out(h, refit=True)
+    assert len(again.valid) == 0
+    known = {int(item) for items in again.train.items for item in items}
+    asked = dict(zip(again.test.users.tolist(), again.test.targets, strict=True))
+    for u, history, targets in zip(chosen.test.users, chosen.test.histories, chosen.test.targets, strict=True):
+        assert again.train.items[u].tolist() == history.tolist()  # the validation event too
+        assert (int(u) in asked) == (int(targets[0]) in known)
+    assert set(asked) <= set(chosen.test.users.tolist())
+    for u in set(range(len(h))) - set(chosen.test.users.tolist()):
+        assert again.train.items[u].tolist() == h.items[u].tolist()
+
+
+@settings(max_examples=80, deadline=None)
 @given(h=people(), valid=st.sampled_from([0.0, 0.1, 0.3]), test=st.sampled_from([0.1, 0.4]))
 def test_by_time_never_shows_what_comes_after_the_cut(h: Histories, valid: float, test: float) -> None:
     split = by_time(h, valid, test)

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from mmrec import stages
-from mmrec.config import Recipe
+from mmrec.config import Evaluation, Recipe
 from mmrec.errors import MmrecError
+from mmrec.evaluation.stage import evaluate
 from mmrec.interactions import Histories
 from mmrec.workspace import Workspace
 
@@ -40,6 +41,39 @@ def test_a_changed_option_builds_what_depends_on_it_and_no_more(mine: Workspace)
     assert not any(stage(mine, recipe)[1] for stage in others)
     with pytest.raises(MmrecError, match="evaluation was made from index"):
         mine.require("evaluation")
+
+
+def test_an_evaluation_goes_by_rows_protocols_and_seeds(mine: Workspace) -> None:
+    recipe = recipe_of(mine)
+    recipe.evaluation = Evaluation(
+        protocols=["strict", "refit"],
+        seeds=[0, 1],
+        recommenders=["retriever", "content_only", "sasrec", "item_knn"],
+        one_seed=["item_knn"],
+        baselines={"sasrec": {"epochs": 2}, "item_knn": {"window": 3}},
+        claims=["item_knn"],
+    )
+    artifact, _ = evaluate(mine, recipe)
+    summary = pd.read_parquet(artifact.path / "summary.parquet").query("metric == 'recall@10'")
+    seeds = summary.set_index(["protocol", "recommender"])["seeds"]
+    assert seeds["strict", "retriever"] == seeds["refit", "sasrec"] == seeds["refit", "retriever (content only)"] == 2
+    assert seeds["strict", "item_knn"] == seeds["refit", "item_knn"] == 1
+    shown = pd.read_parquet(artifact.path / "metrics.parquet").set_index(["recommender", "metric"])["value"]
+    assert shown["retriever", "valid"] == 1 > shown["retriever (history shown)", "valid"]
+    recipe.evaluation.recommenders = ["retriever", "itemknn"]
+    with pytest.raises(MmrecError, match=r"'itemknn'.*\n.*item_knn"):
+        evaluate(mine, recipe)
+
+
+def test_without_a_prior_there_are_recommendations_and_no_dreams(mine: Workspace) -> None:
+    recipe = recipe_of(mine)
+    recipe.prior = None
+    (mine.root / "prior").unlink()
+    stages.run(mine, recipe)
+    assert not (mine.root / "prior").exists()
+    measured = pd.read_parquet(mine.require("evaluation").path / "metrics.parquet")["recommender"].unique()
+    assert "retriever" in measured
+    assert not {"prior", "regression"} & set(measured)
 
 
 def test_a_damaged_catalog_of_a_named_dataset_is_made_again(mine: Workspace) -> None:

@@ -179,6 +179,16 @@ def test_item_knn_similarities_known_by_hand() -> None:
     assert items[0, 1] == 3  # nobody's neighbour: by popularity
 
 
+def test_item_knn_can_count_only_what_stands_near() -> None:
+    baseline = ItemKNN(shrink=0.0, window=2, discount=0.0)
+    baseline.fit([np.array([0, 1, 2, 3]), np.array([1, 0])], None, EYE, seed=0)
+    similarity = baseline.similarity.toarray()
+    np.testing.assert_array_equal(similarity, similarity.T)
+    assert similarity[0, 1] == pytest.approx(2.0)  # side by side twice
+    assert similarity[0, 2] == pytest.approx(0.5)  # two apart
+    assert similarity[0, 3] == 0  # three apart
+
+
 def test_item_knn_keeps_the_strongest_neighbours_only() -> None:
     baseline = ItemKNN(neighbours=1, shrink=0.0)
     baseline.fit(HISTORIES, PREFERENCES, EYE, seed=0)
