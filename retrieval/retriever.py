@@ -95,16 +95,15 @@ class Retriever:
         return np.concatenate(parts) if parts else np.empty((0, self.items), np.float32)
 
     def rank_of(self, histories: Sequence[np.ndarray], targets: np.ndarray) -> np.ndarray:
-        """How many items the dense head puts before each person's target, the history left out: int64 [B]."""
+        """How many items the dense head puts before each person's target, int64 [B]; what is in the history comes last."""
         histories = check_histories(histories, self.items)
         ranks = np.empty(len(histories), dtype=np.int64)
         for rows in self._batches(len(histories)):
             scores = self.states(histories[rows]) @ self._embeddings.T  # [B, N]
             target = torch.as_tensor(np.asarray(targets)[rows], device=self.device).unsqueeze(1)
-            bar = scores.gather(1, target)
             people, met = (torch.from_numpy(part).to(self.device) for part in flatten(histories[rows]))
             scores[people, met] = -torch.inf
-            ranks[rows] = (scores > bar).sum(dim=1).cpu().numpy()
+            ranks[rows] = (scores > scores.gather(1, target)).sum(dim=1).cpu().numpy()
         return ranks
 
     @torch.no_grad()
