@@ -130,7 +130,7 @@ class DepthDecoder(nn.Module):
     none yet and goes by its codes.
     """
 
-    NARROW = 32
+    NARROW = 64
 
     def __init__(self, dim: int, sizes: Sequence[int], buckets: int) -> None:
         super().__init__()
