@@ -85,12 +85,12 @@ class AutoencoderTokenizer(Tokenizer):
     def latent_of(self, codes: np.ndarray) -> np.ndarray:
         """codes int64 [n, L] -> [n, latent]."""
 
-    def prepare(self, vectors: np.ndarray, known: Context, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Before training: what to encode [N, width] and what to reconstruct [N, target]."""
-        return vectors, vectors
+    def prepare(self, vectors: np.ndarray, known: Context, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Before training: what to encode [N, width], and what to reconstruct side by side, the vectors first."""
+        return vectors, [vectors]
 
-    def begin_epoch(self, network: Network, seed: int) -> None:
-        """Called before every epoch that has the bottleneck."""
+    def begin_epoch(self, network: Network, epoch: int, seed: int) -> None:
+        """Called before every epoch that has the bottleneck; the seed is another for each."""
 
     def more_loss(self, network: Network, rows: np.ndarray, squeezed: Tensor, codes: Tensor, decoded: Tensor) -> Tensor:
         """Losses besides reconstruction and the bottleneck's own."""
@@ -118,11 +118,12 @@ class AutoencoderTokenizer(Tokenizer):
         vectors, known = self.check_fit(vectors, context)
         self.arrays = {}
         inputs, targets = self.prepare(vectors, known, seed)
-        for name, array in (("input", inputs), ("target", targets)):
-            mean, scale = _mean_and_scale(array)
-            self.arrays |= {f"{name}_mean": mean, f"{name}_scale": scale}
+        for name, blocks in (("input", [inputs]), ("target", targets)):
+            means, scales = zip(*map(_mean_and_scale, blocks), strict=True)
+            self.arrays |= {f"{name}_mean": np.concatenate(means), f"{name}_scale": np.concatenate(scales)}
         self.arrays["width"] = np.array([vectors.shape[1]], np.int64)
-        x, y = torch.from_numpy(self._standard("input", inputs)), torch.from_numpy(self._standard("target", targets))
+        x = torch.from_numpy(self._standard("input", inputs))
+        y = torch.from_numpy(self._standard("target", np.concatenate(targets, axis=1)))
         with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
             torch.manual_seed(seed)
             bottleneck = self.make_bottleneck(len(vectors))
@@ -168,7 +169,7 @@ class AutoencoderTokenizer(Tokenizer):
                 if epoch == warm:  # the first pass through the bottleneck sets up its codebooks: show it many items
                     with torch.no_grad():
                         self.squeeze(network.bottleneck, network.encoder(x[torch.randperm(len(x))[:ROWS_AT_ONCE]]))
-                self.begin_epoch(network, mixed)
+                self.begin_epoch(network, epoch, mixed)
             for group in optimizer.param_groups:
                 group["lr"] = options["learning_rate"] * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * epoch / epochs)))
             for rows in torch.randperm(len(x)).split(batch_size):
@@ -211,10 +212,10 @@ class AutoencoderTokenizer(Tokenizer):
 
 
 def _mean_and_scale(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D], and one number [1] that brings the columns to unit variance on average; 0 if all rows are one."""
+    """Mean [D], and D times the number that brings the columns to unit variance on average; 0 if all rows are one."""
     mean = array.mean(axis=0, dtype=np.float64)
     scale = math.sqrt(float(((array - mean) ** 2).mean()))
-    return mean.astype(np.float32), np.array([scale if scale > 1e-6 else 0.0], np.float32)
+    return mean.astype(np.float32), np.full(array.shape[1], scale if scale > 1e-6 else 0.0, np.float32)
 
 
 def _fingerprint(name: str, options: dict[str, Any], seed: int, *arrays: Tensor) -> str:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import numpy as np
 
 from retrieval.semantic_ids.autoencoder import Network
-from retrieval.semantic_ids.kmeans import nearest
 from retrieval.semantic_ids.residual_kmeans import quantize_residuals, sum_codewords
 from retrieval.semantic_ids.rqvae import RQVAE
 
-ROUNDS = 10
-EPSILON = 0.003  # of the range of the distances, as in LC-Rec
-ITERATIONS = 100
+ROUNDS = 5
+EPSILONS = (0.3, 0.1, 0.03, 0.01, 0.003)  # of the range of the distances; the last is LC-Rec's
+ITERATIONS = 20  # for each
 
 
 class LCRec(RQVAE):
@@ -43,15 +42,16 @@ class LCRec(RQVAE):
 def uniform_assignment(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """A center int64 [n] per point [n, d], each of the centers [k, d] about equally often, near at hand where possible.
 
-    The largest entry per row of the entropic optimal transport plan between both sides with even weights (Sinkhorn-
-    Knopp, Cuturi 2013).
+    The largest entry per row of the entropic optimal transport plan between both sides with even weights, by Sinkhorn-
+    Knopp (Cuturi 2013) in its dual form: every center has a price, raised while it has too many takers. The entropy is
+    lowered in steps, each starting from the prices of the one before.
     """
-    if len(centers) == 1:
-        return nearest(points, centers)
+    from scipy.special import softmax
+
     far = (points**2).sum(1)[:, None] + (centers**2).sum(1) - 2 * points @ centers.T  # [n, k]
-    closeness = np.exp(-(far - far.min(axis=1, keepdims=True)) / (EPSILON * max(np.ptp(far), 1e-12)))
-    of_centers = np.ones(len(centers))
-    for _ in range(ITERATIONS):
-        of_points = 1 / (closeness @ of_centers)
-        of_centers = len(points) / len(centers) / np.maximum(closeness.T @ of_points, 1e-300)
-    return np.argmax(closeness * of_centers, axis=1).astype(np.int64)
+    price = np.zeros(len(centers))
+    for epsilon in np.array(EPSILONS) * max(float(np.ptp(far)), 1e-12):
+        for _ in range(ITERATIONS):
+            takers = softmax(-(far + price) / epsilon, axis=1).sum(axis=0)
+            price += epsilon * np.log(np.maximum(takers, 1e-12) * len(centers) / len(points))
+    return np.argmin(far + price, axis=1).astype(np.int64)

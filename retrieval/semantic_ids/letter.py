@@ -27,6 +27,7 @@ from retrieval.semantic_ids.lcrec import uniform_assignment
 from retrieval.semantic_ids.rqvae import RQVAE
 
 GROUPS = 10
+REGROUP_EVERY = 10  # epochs; divides CHECKPOINT_EVERY, so that a resumed fit has the groups of an undisturbed one
 TEMPERATURE = 0.1
 
 
@@ -47,12 +48,15 @@ class LETTER(RQVAE):
     ) -> None:
         super().__init__(levels, codebook_size, collaboration=collaboration, diversity=diversity, **options)
 
-    def prepare(self, vectors: np.ndarray, known: Context, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def prepare(self, vectors: np.ndarray, known: Context, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
         self._used_with = torch.from_numpy(collaborative_vectors(known.histories, len(vectors), self.latent, seed))
-        return vectors, vectors
+        self._mates: list[Tensor] = []
+        return vectors, [vectors]
 
-    def begin_epoch(self, network: Network, seed: int) -> None:
+    def begin_epoch(self, network: Network, epoch: int, seed: int) -> None:
         """Group the codewords of every level: `_mates` bool [size, size], the others of a codeword's group."""
+        if self._mates and epoch % REGROUP_EVERY:
+            return
         self._mates = []
         for layer in network.bottleneck.layers:  # type: ignore[union-attr]
             codebook = layer.codebook.detach().numpy()

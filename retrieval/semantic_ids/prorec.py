@@ -47,7 +47,7 @@ class PRORec(RQVAE):
             levels, codebook_size, collaborative_dim=collaborative_dim, distillation=distillation, **options
         )
 
-    def prepare(self, vectors: np.ndarray, known: Context, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def prepare(self, vectors: np.ndarray, known: Context, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
         used_with = collaborative_vectors(known.histories, len(vectors), self.options["collaborative_dim"], seed)
         seen = np.asarray(used_with.any(axis=1))
         with_one = np.column_stack([vectors, np.ones(len(vectors), np.float32)]).astype(np.float64)
@@ -56,7 +56,7 @@ class PRORec(RQVAE):
         expected = self.inputs_of(vectors)
         fused = _unit(np.where(seen[:, None], used_with + expected, expected))
         self._teachers = [torch.from_numpy(_unit(vectors)), torch.from_numpy(used_with)]
-        return fused, np.concatenate([vectors, used_with], axis=1)
+        return fused, [vectors, used_with]
 
     def inputs_of(self, vectors: np.ndarray) -> np.ndarray:
         adapter = self.arrays["adapter"]  # [D + 1, collaborative]
@@ -65,7 +65,7 @@ class PRORec(RQVAE):
     def more_loss(self, network: Network, rows: np.ndarray, squeezed: Tensor, codes: Tensor, decoded: Tensor) -> Tensor:
         loss = squeezed.new_zeros(())
         widths = [teacher.shape[1] for teacher in self._teachers]
-        mean, scale = torch.from_numpy(self.arrays["target_mean"]), float(self.arrays["target_scale"][0])
+        mean, scale = (torch.from_numpy(self.arrays[f"target_{name}"]) for name in ("mean", "scale"))
         for teacher, student in zip(self._teachers, (decoded * scale + mean).split(widths, dim=1), strict=True):
             true = teacher[rows]
             known = true.any(dim=1)
