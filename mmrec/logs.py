@@ -96,11 +96,14 @@ def _read_csv(path: Path, given: Mapping[str, str]) -> Log:
     names = _name_columns(path, header, given)
     bad: list[tuple[int, str, str]] = []
     blank: list[int] = []
+    # pyarrow would lose a torn row whose text it cannot decode; every byte is a character of Latin-1
+    encoding = "utf8" if _is_utf8(path) else "latin-1"
 
     def set_aside(row: csv.InvalidRow) -> str:
         if row.text.strip():
+            text = row.text if encoding == "utf8" else row.text.encode("latin-1").decode("utf-8", "replace")
             bad.append(
-                (row.number, f"has {row.actual_columns} cells where the header has {row.expected_columns}", row.text)
+                (row.number, f"has {row.actual_columns} cells where the header has {row.expected_columns}", text)
             )
         else:
             blank.append(row.number)
@@ -108,7 +111,7 @@ def _read_csv(path: Path, given: Mapping[str, str]) -> Log:
 
     read = csv.read_csv(
         path,
-        csv.ReadOptions(use_threads=False, block_size=32 << 20, column_names=header, skip_rows=1, encoding="utf8"),
+        csv.ReadOptions(use_threads=False, block_size=32 << 20, column_names=header, skip_rows=1, encoding=encoding),
         csv.ParseOptions(
             delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=set_aside
         ),
@@ -116,11 +119,24 @@ def _read_csv(path: Path, given: Mapping[str, str]) -> Log:
             column_types=dict.fromkeys(header, pa.binary()), include_columns=list(names), strings_can_be_null=False
         ),
     )
+    if encoding != "utf8":
+        cells = {c: [cell.decode().encode("latin-1") for cell in read[c].to_pylist()] for c in read.column_names}
+        read = pa.table({c: pa.array(cells[c], pa.binary()) for c in cells})
     skipped = np.array([number for number, _, _ in bad] + blank, dtype=np.int64)
     numbers = np.setdiff1d(np.arange(2, len(read) + len(skipped) + 2), skipped)
     table, not_utf8 = _named(path, read, names)
     empty = np.logical_and.reduce([pc.equal(column, "").to_numpy() for column in table.columns])  # a blank line
     return Log(table.filter(~empty), numbers[~empty], not_utf8[~empty], bad, names)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as file:
+            while file.read(1 << 20):
+                pass
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _read_parquet(path: Path, given: Mapping[str, str]) -> Log:

@@ -410,3 +410,15 @@ def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:
     for valid, test in ((0.5, 0.5), (0.1, 0.0), (-0.1, 0.2)):
         with pytest.raises(ValueError):
             by_time(h, valid, test)
+
+
+def test_a_torn_row_that_is_not_utf8_is_rejected_too(tmp_path: Path) -> None:
+    """One cell too few and bytes that are no text: pyarrow hands such a row to nobody."""
+    log = tmp_path / "log.csv"
+    log.write_bytes(b"user,item,rating\nann,cat,5\n" + b"b\xf6b\nj\xfcrg,cat,4\n" + "zoë,dog,5\n".encode())
+    report = ingest_interactions(log, tmp_path, ["cat", "dog"])
+    assert (report.rows, report.kept, report.rejected) == (4, 2, 2)
+    rejected = pd.read_parquet(tmp_path / "rejected.parquet")
+    assert list(rejected["row"]) == [3, 4]
+    assert list(rejected["reason"]) == ["has 1 cells where the header has 3", "is not UTF-8"]
+    assert list(pd.read_parquet(tmp_path / "interactions.parquet")["user_id"]) == ["ann", "zoë"]
