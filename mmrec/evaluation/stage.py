@@ -2,14 +2,15 @@
 
 The baselines are fitted on the training part only and, where they choose when to stop, choose on the validation part,
 as ours do. Seeds after the recipe's own train the models again; the catalog, its vectors and its semantic IDs stay.
-What was measured is kept per protocol, seed and recommender, so that a killed evaluation goes on where it was.
+What was measured is kept in the workspace's `.measured/` per recommender, protocol and seed, with the models trained
+for it: an evaluation that was killed, or is asked for more seeds, goes on from there; a table fills bit by bit.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -23,13 +24,14 @@ from mmrec.errors import MmrecError
 from mmrec.interactions import Queries, Split
 from mmrec.progress import progress
 from mmrec.stages import Built, fit_prior, fit_retriever, load_split, load_vectors, validation_of
-from mmrec.workspace import CHECKPOINTS, Workspace
+from mmrec.workspace import Workspace, fingerprint_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from retrieval.retriever import Retriever
 
+KEPT = ".measured"
 OURS = (
     "retriever",
     "retriever (dense alone)",
@@ -49,7 +51,19 @@ class Study:
     split: Split
     protocol: str  # strict or refit
     seed: int
-    models: Path  # checkpoints of this seed, both protocols
+    inputs: Mapping[str, str]  # fingerprints of what is measured and what it is made from
+
+    @property
+    def models(self) -> Path:
+        """Where the models of this seed are kept, for both protocols."""
+        chosen = [self.inputs, self.recipe.split, self.recipe.retriever, self.recipe.prior]
+        return self.workspace.root / KEPT / fingerprint_of(chosen) / f"seed-{self.seed}"
+
+    def measured(self, name: str) -> Path:
+        """Where the measurements of a recommender are kept."""
+        evaluation = self.recipe.evaluation
+        asked = fingerprint_of([evaluation.ks, evaluation.people, evaluation.baselines.get(name)])
+        return self.models / f"{self.protocol}-{name}-{asked}.parquet"
 
 
 def evaluate(workspace: Workspace, recipe: Recipe) -> Built:
@@ -59,7 +73,7 @@ def evaluate(workspace: Workspace, recipe: Recipe) -> Built:
         stages.append("prior")
     inputs = {stage: workspace.require(stage).fingerprint for stage in stages}
     options = {"evaluation": recipe.evaluation.model_dump(), "split": recipe.split}
-    return workspace.build("evaluation", inputs, options, lambda folder: _measure(workspace, recipe, folder))
+    return workspace.build("evaluation", inputs, options, lambda folder: _measure(workspace, recipe, inputs, folder))
 
 
 def contenders(recipe: Recipe) -> list[str]:
@@ -79,7 +93,7 @@ def contenders(recipe: Recipe) -> list[str]:
     return names
 
 
-def _measure(workspace: Workspace, recipe: Recipe, folder: Path) -> None:
+def _measure(workspace: Workspace, recipe: Recipe, inputs: Mapping[str, str], folder: Path) -> None:
     import pandas as pd
 
     from mmrec import results
@@ -93,10 +107,10 @@ def _measure(workspace: Workspace, recipe: Recipe, folder: Path) -> None:
         queries = _some(split.test, recipe.evaluation.people, recipe.seed)
         frames[protocol] = []
         for number, seed in enumerate(recipe.evaluation.seeds):
-            study = Study(workspace, recipe, split, protocol, seed, folder / CHECKPOINTS / f"models-{seed}")
+            study = Study(workspace, recipe, split, protocol, seed, inputs)
             names = [n for n in contenders(recipe) if number == 0 or n not in recipe.evaluation.one_seed]
-            finished = folder / CHECKPOINTS / f"{protocol}-{seed}"
-            frames[protocol].append(pd.concat([_row(study, name, queries, finished) for name in names]))
+            names = [n for n in names if protocol == "strict" or _can_refit(n)]
+            frames[protocol].append(pd.concat([_row(study, name, queries) for name in names]))
         summaries.append(summarise_seeds(frames[protocol]).assign(protocol=protocol))
     pd.concat(summaries, ignore_index=True).to_parquet(folder / "summary.parquet", index=False)
 
@@ -118,13 +132,13 @@ def _measure(workspace: Workspace, recipe: Recipe, folder: Path) -> None:
     (folder / "verdicts.json").write_text(json.dumps([str(v) for v in verdicts], indent=1), encoding="utf-8")
 
 
-def _row(study: Study, name: str, queries: Queries, finished: Path) -> pd.DataFrame:
+def _row(study: Study, name: str, queries: Queries) -> pd.DataFrame:
     """The measurements of one recommender (the retriever: of each of its modes), kept once they are made."""
     import pandas as pd
 
     from mmrec.evaluation.harness import evaluate as ask
 
-    file = finished / f"{name}.parquet"
+    file = study.measured(name)
     if not file.is_file():
         recommenders = ROWS[name](study) if name in ROWS else [_baseline(study, name)]
         with progress(f"asking {len(queries):,} people, {name}, {study.protocol}, seed {study.seed}") as tick:
@@ -233,17 +247,32 @@ def _baseline(study: Study, name: str) -> Any:
     return _fitted(study, name, study.split, config=chosen)
 
 
-def _fitted(study: Study, name: str, split: Split, **given: Any) -> Any:
+def _can_refit(name: str) -> bool:
+    """Whether a second training is known to end where the first one was best, or there are no epochs to choose."""
     from retrieval.baselines import baseline_class
 
+    if name in ROWS:
+        return True
+    made_by = baseline_class(name)
+    return "config" not in signature(made_by).parameters or hasattr(made_by, "chosen")
+
+
+def _fitted(study: Study, name: str, split: Split, **given: Any) -> Any:
+    from retrieval.baselines import baseline_class
+    from retrieval.model import RetrieverConfig
+
     options: dict[str, Any] = dict(study.recipe.evaluation.baselines.get(name, {}))
+    kept = f"{name}-{study.protocol}-{fingerprint_of(options)}"
     accepts = signature(baseline_class(name)).parameters
     if "config" in accepts:
-        options = {"config": replace(accepts["config"].default, **options)}
+        default = accepts["config"].default
+        if isinstance(default, RetrieverConfig):  # ours without content and codes is trained as ours is
+            options = study.recipe.retriever | options
+        options = {"config": replace(default, **options)}
     options |= {key: value for key, value in given.items() if key in accepts}
     with progress(f"fitting {name}, {study.protocol}, seed {study.seed}", unit="epochs") as tick:
         if "checkpoint_dir" in accepts:
-            options |= {"checkpoint_dir": study.models / f"{name}-{study.protocol}", "progress": tick}
+            options |= {"checkpoint_dir": study.models / kept, "progress": tick}
         baseline = baseline_class(name)(**options)
         baseline.fit(split.train.items, split.train.preferences, load_vectors(study.workspace), seed=study.seed)
     return baseline
