@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROTOCOLS = {
     "leave-one-out": "The last item each person wanted is hidden and asked for; the one before it was used to choose "
     "settings; everything earlier was learnt from.",
-    "leave-one-out, refit": "The last item each person wanted is hidden and asked for, if anybody else met it; settings "
+    "leave-one-out, refit": "The last item each person wanted is hidden and asked for, if training holds it; settings "
     "were chosen by the one before it, then everything earlier was learnt from, that one too.",
     "by-time": "The log is cut at two moments, the same for everyone. What a person wanted after the second is asked "
     "for, the time between the two was used to choose settings, everything earlier was learnt from.",
