@@ -41,9 +41,9 @@ def build_together(
     """
     if count() == 1:
         return workspace.build(stage, inputs, options, lambda folder: train(folder)(folder))
-    from accelerate import PartialState
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    PartialState(timeout=PATIENCE)
+    Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])  # whoever trains finds it set up
 
     def write(folder: Path) -> None:
         _from_main(str(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -9,11 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 if TYPE_CHECKING:
+    from mmrec.engines import Engine, Files, Task
     from mmrec.workspace import Workspace
     from retrieval.vector_store import Report
+    from retrieval.vector_store.build import Assign
     from retrieval.vector_store.sources import Source
 
 app = typer.Typer(no_args_is_help=True, help="Nearest-neighbour indexes: build, grow, shrink, search, roll back.")
@@ -42,14 +46,18 @@ def build(
     space: Space = None,
     part: Annotated[str | None, typer.Option(help="I/N: every N-th shard from the I-th on, from 0.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    engine: Annotated[str, typer.Option(help="local, or ray: inverted files are filled by a cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it, one on this machine.")] = None,
 ) -> None:
     """Build an index for a budget of memory, recall and time, and print what was measured."""
     if shards is None and out is None:
         _stage(workspace, factory)
         return
+    from mmrec.engines import make_engine
     from mmrec.errors import MmrecError
     from retrieval import vector_store
 
+    runs = make_engine(engine, address)
     about: dict[str, Any]
     source: Source
     if shards is None:
@@ -67,7 +75,15 @@ def build(
     budget = vector_store.Budget(_bytes(memory), recall, latency)
     with _progress() as tell:
         report = vector_store.build(
-            out, source, space=space, budget=budget, factory=factory, about=about, seed=seed, progress=tell
+            out,
+            source,
+            space=space,
+            budget=budget,
+            factory=factory,
+            about=about,
+            seed=seed,
+            progress=tell,
+            assign=None if engine == "local" else _assign_by(runs),
         )
     _say(report, budget)
 
@@ -186,6 +202,28 @@ def search(
         (str(place), name, f"{score:.3f}") for place, (name, score) in enumerate(zip(names, scores[0], strict=False), 1)
     ]
     _print_table("Found", ("", "id", "cosine"), lines)
+
+
+class _Assigner:
+    """Finds the inverted lists of the vectors of one block; the worker of `build`."""
+
+    def __init__(self, trained: Path) -> None:
+        self.trained = trained
+
+    def __call__(self, task: Task) -> Files:
+        from mmrec.engines import npy_bytes
+        from retrieval.vector_store import assign_block
+
+        return {"lists": npy_bytes(assign_block(self.trained, Path(task["block"])).astype(np.int32))}
+
+
+def _assign_by(engine: Engine) -> Assign:
+    def assign(trained: Path, blocks: list[Path]) -> Iterator[np.ndarray]:
+        tasks = [{"block": str(block.resolve())} for block in blocks]
+        for files in engine.run(_Assigner(trained.resolve()), tasks):
+            yield np.load(io.BytesIO(files["lists"]), allow_pickle=False)
+
+    return assign
 
 
 def _stage(workspace: Path, factory: str | None) -> None:

@@ -3,7 +3,7 @@
 `retrieval.index.VectorIndex` is the small one, in memory, that the stages of a workspace use.
 """
 
-from retrieval.vector_store.build import Report, build
+from retrieval.vector_store.build import Report, assign_block, build
 from retrieval.vector_store.changes import add, compact, remove, update
 from retrieval.vector_store.plan import Budget
 from retrieval.vector_store.sources import Arrays, Shards, open_shards
@@ -20,6 +20,7 @@ __all__ = [
     "VectorStore",
     "add",
     "all_versions",
+    "assign_block",
     "build",
     "compact",
     "open_shards",

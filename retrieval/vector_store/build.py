@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, done, total)."""
+Assign = Callable[[Path, list[Path]], Iterator[np.ndarray]]
+"""Called with a trained index and blocks of vectors, both files: the inverted list of every vector, block by block."""
 BLOCK = 65_536
 HELD_OUT = 1_000
 SAMPLE = 50_000
@@ -68,13 +71,15 @@ def build(
     seed: int = 0,
     block: int = BLOCK,
     progress: Progress | None = None,
+    assign: Assign | None = None,
 ) -> Report:
     """Make a new version of the index at `root` and put it before its readers.
 
     space: the name of the embedding space; queries and later vectors must name the same. budget: what to choose and
     tune for. factory: a FAISS factory string instead of a choice (it is tuned all the same). about: what else to keep
-    of where the vectors come from (JSON-able). Rows without a direction (zero or not finite: items that lack the
-    modality) are left out and counted.
+    of where the vectors come from (JSON-able). assign: finds the lists of an inverted file elsewhere, as on other
+    machines (`assign_block` is what they run); the index is the same. Rows without a direction (zero or not finite:
+    items that lack the modality) are left out and counted.
 
     The same source, options and seed give the same bytes, whether or not the build was killed and run again, with two
     exceptions: a graph (HNSW) that several threads grew, and a choice that two structures of one speed compete for.
@@ -89,7 +94,7 @@ def build(
         work = root / ".partial" / name
         resumed = work.exists()
         (work / "vectors").mkdir(parents=True, exist_ok=True)
-        job = _Job(work, seed, budget, progress or (lambda what, done, total: None))
+        job = _Job(work, seed, budget, progress or (lambda what, done, total: None), assign)
         state = job.copy(source, block)
         choice = job.choose(state["rows"], source.dim, factory)
         index = job.encode(choice["factory"], source.dim)
@@ -119,11 +124,22 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(units)
 
 
+def assign_block(trained: Path, block: Path) -> np.ndarray:
+    """The inverted list of every vector of a block, int64 [n]."""
+    index = _trained(trained, trained.stat().st_mtime_ns)
+    return faiss_index.assign(index, unit(np.load(block, mmap_mode="r", allow_pickle=False)))
+
+
+@lru_cache(1)
+def _trained(path: Path, written: int) -> Any:
+    return faiss_index.load(path)
+
+
 class _Job:
     """The steps of one build in its working folder; each finds there what a killed run has finished."""
 
-    def __init__(self, work: Path, seed: int, budget: Budget, progress: Progress) -> None:
-        self.work, self.seed, self.budget, self.progress = work, seed, budget, progress
+    def __init__(self, work: Path, seed: int, budget: Budget, progress: Progress, assign: Assign | None) -> None:
+        self.work, self.seed, self.budget, self.progress, self.assign = work, seed, budget, progress, assign
 
     @property
     def blocks(self) -> list[Path]:
@@ -187,8 +203,13 @@ class _Job:
         start = int(checkpoints[-1].stem.removeprefix("encoded-")) if checkpoints else 0
         index = faiss_index.load(checkpoints[-1] if checkpoints else trained)
         every = max(1, -(-len(blocks) // CHECKPOINTS))
+        elsewhere = self.assign(trained, blocks[start:]) if self.assign and faiss_index.can_assign(index) else None
         for number in range(start, len(blocks)):
-            faiss_index.append(index, unit(np.load(blocks[number], mmap_mode="r", allow_pickle=False)), number)
+            units = unit(np.load(blocks[number], mmap_mode="r", allow_pickle=False))
+            if elsewhere is None:
+                faiss_index.append(index, units, number)
+            else:
+                faiss_index.append_assigned(index, units, next(elsewhere))
             self.progress("encoding", number + 1, len(blocks))
             if (number + 1) % every == 0 or number + 1 == len(blocks):
                 checkpoint = self.work / f"encoded-{number + 1:06d}.faiss"

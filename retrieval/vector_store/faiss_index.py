@@ -38,6 +38,12 @@ def create(dim: int, factory: str) -> Any:
         index = faiss.index_factory(dim, factory, faiss.METRIC_L2)
     except RuntimeError as error:
         raise ValueError(f"FAISS cannot make {factory!r} of {dim} dimensions: {error}") from error
+    whole = faiss.downcast_index(index)
+    whole = faiss.downcast_index(whole.base_index) if isinstance(whole, faiss.IndexRefine) else whole
+    for step in range(whole.chain.size() if isinstance(whole, faiss.IndexPreTransform) else 0):
+        rotation = faiss.downcast_VectorTransform(whole.chain.at(step))
+        if isinstance(rotation, faiss.OPQMatrix):
+            rotation.niter = 10
     inner = core(index)
     if isinstance(inner, faiss.IndexIVF):
         inner.cp.max_points_per_centroid = TRAINING_POINTS
@@ -68,6 +74,50 @@ def append(index: Any, units: np.ndarray, block: int) -> None:
     if isinstance(inner, faiss.IndexHNSW):
         inner.hnsw.rng = faiss.RandomGenerator(12345 + block)
     index.add(units)
+
+
+def can_assign(index: Any) -> bool:
+    """Whether `assign` and `append_assigned` together do what `append` does: with plain inverted files they do. (A
+    graph grows vector by vector, and fast-scan codes are packed many to a word.)"""
+    inner = core(index)
+    return isinstance(inner, faiss.IndexIVF) and not isinstance(inner, faiss.IndexIVFFastScan)
+
+
+def assign(index: Any, units: np.ndarray) -> np.ndarray:
+    """The inverted list of each vector, int64 [n]: nearly all the work of adding, and it leaves the index as it is."""
+    inner, seen = _beneath(index, units)
+    return inner.quantizer.search(seen, 1)[1][:, 0]
+
+
+def append_assigned(index: Any, units: np.ndarray, lists: np.ndarray) -> None:
+    """Add float32 [n, D] whose lists are known; the index becomes what `append` would make of it, to the byte."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        append_assigned(index.base_index, units, lists)
+        index.refine_index.add(units)
+        index.ntotal = index.refine_index.ntotal
+    elif isinstance(index, faiss.IndexPreTransform):
+        append_assigned(index.index, _transformed(index, units), lists)
+        index.ntotal = index.index.ntotal
+    else:
+        lists = np.ascontiguousarray(lists, np.int64)
+        index.add_core(len(units), faiss.swig_ptr(units), None, faiss.swig_ptr(lists))
+
+
+def _beneath(index: Any, units: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The inverted file, and the vectors as it sees them."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return _beneath(index.base_index, units)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _beneath(index.index, _transformed(index, units))
+    return index, units
+
+
+def _transformed(index: Any, units: np.ndarray) -> np.ndarray:
+    for number in range(index.chain.size()):
+        units = faiss.downcast_VectorTransform(index.chain.at(number)).apply(units)
+    return units
 
 
 def core(index: Any) -> Any:

@@ -16,7 +16,7 @@ TRAIN = """
 import sys
 from pathlib import Path
 import numpy as np
-from accelerate import PartialState
+from accelerate import Accelerator
 from diffusion.prior import PriorConfig
 from diffusion.training import train_prior
 
@@ -26,7 +26,7 @@ vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 histories = [random.integers(200, size=12) for _ in range(40)]
 preferences = [random.choice([1.0, -1.0], 12).astype(np.float32) for _ in histories]
 config = PriorConfig(width=32, depth=2, heads=2, context_width=16, batch_size=15, steps=24, checkpoint_every=6)
-state = PartialState()
+state = Accelerator()
 assert state.num_processes == int(sys.argv[2])
 prior = train_prior(histories, preferences, vectors, config, checkpoint_dir=Path(sys.argv[1]) / "checkpoints")
 if state.is_main_process:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -162,6 +163,43 @@ def test_creations_of_a_cluster_are_those_of_one_process(
         generate(opened, "audio", people, folder, per_user=1, steps=1, seed=5, engine=engine)
     assert len(sums(here)) == 2 + 3 * len(people), "a clip, its notes and its part of the manifest for each"
     assert sums(here) == sums(there)
+
+
+def index_files(folder: Path, source: Any, factory: str, engine: Any) -> dict[str, str]:
+    from mmrec.commands.index import _assign_by
+    from retrieval import vector_store
+
+    assign = None if engine is None else _assign_by(engine)
+    vector_store.build(folder, source, space="any", factory=factory, block=500, assign=assign)
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("index.faiss")}
+
+
+@pytest.mark.parametrize("factory", ["OPQ4,IVF8,PQ4x4", "IVF8,RaBitQ4", "IVF8,SQ8,Refine(Flat)", "Flat", "HNSW8"])
+def test_an_index_whose_lists_are_found_elsewhere_is_the_same(factory: str, tmp_path: Path) -> None:
+    from retrieval.vector_store import Arrays
+
+    vectors = np.random.default_rng(0).standard_normal((2200, 16)).astype(np.float32)
+    source = Arrays(vectors, [str(row) for row in range(len(vectors))])
+    asked: list[Task] = []
+
+    class Counts:
+        def run(self, worker: Any, tasks: list[Task]) -> Iterator[Files]:
+            asked.extend(tasks)
+            return LocalEngine().run(worker, tasks)
+
+    plain = index_files(tmp_path / "plain", source, factory, None)
+    assert index_files(tmp_path / "other", source, factory, Counts()) == plain
+    assert len(plain) == 1
+    assert len(asked) == (4 if "IVF" in factory else 0), "a graph grows in one process"
+
+
+def test_an_index_built_by_a_cluster_is_that_of_one_process(cluster: RayEngine, tmp_path: Path) -> None:
+    from retrieval.vector_store import Arrays
+
+    vectors = np.random.default_rng(1).standard_normal((2200, 16)).astype(np.float32)
+    source = Arrays(vectors, [str(row) for row in range(len(vectors))])
+    plain = index_files(tmp_path / "plain", source, "OPQ4,IVF8,PQ4x4", None)
+    assert index_files(tmp_path / "cluster", source, "OPQ4,IVF8,PQ4x4", cluster) == plain
 
 
 def test_shards_of_other_weights_are_refused(tiny_workspace: Path, tmp_path: Path) -> None:
