@@ -53,7 +53,7 @@ class AutoencoderTokenizer(Tokenizer):
         levels: int = 3,
         codebook_size: int = 256,
         hidden: int = 256,
-        epochs: int = 200,
+        epochs: int = 100,
         batch_size: int = 512,
         learning_rate: float = 2e-3,
         **options: Any,
@@ -128,7 +128,9 @@ class AutoencoderTokenizer(Tokenizer):
             torch.manual_seed(seed)
             bottleneck = self.make_bottleneck(len(vectors))
             network = Network(x.shape[1], self.options["hidden"], self.latent, y.shape[1], bottleneck)
-            self._train(network, x, y, seed, checkpoint_dir, progress)
+            fingerprint = _fingerprint(self.name, self.options, seed, x.numpy(), y.numpy(), *known.histories)
+            path = checkpoint_dir / "checkpoint.pt" if checkpoint_dir is not None else None
+            self._train(network, x, y, seed, path, fingerprint, progress)
         for part in ("encoder", "decoder"):
             for name, weight in getattr(network, part).state_dict().items():
                 self.arrays[f"{part}.{name}"] = weight.numpy().copy()
@@ -150,14 +152,13 @@ class AutoencoderTokenizer(Tokenizer):
         x: Tensor,
         y: Tensor,
         seed: int,
-        checkpoint_dir: Path | None,
+        path: Path | None,
+        fingerprint: str,
         progress: Progress | None,
     ) -> None:
         options = self.options
         epochs, batch_size = options["epochs"], min(options["batch_size"], len(x))
         optimizer = torch.optim.AdamW(network.parameters(), lr=options["learning_rate"], weight_decay=1e-4)
-        path = checkpoint_dir / "checkpoint.pt" if checkpoint_dir is not None else None
-        fingerprint = _fingerprint(self.name, options, seed, x, y)
         epoch = _resume(path, fingerprint, network, optimizer)
         warm = int(WARMUP * epochs)
         network.train()
@@ -218,11 +219,11 @@ def _mean_and_scale(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), np.full(array.shape[1], scale if scale > 1e-6 else 0.0, np.float32)
 
 
-def _fingerprint(name: str, options: dict[str, Any], seed: int, *arrays: Tensor) -> str:
+def _fingerprint(name: str, options: dict[str, Any], seed: int, *arrays: np.ndarray) -> str:
     digest = hashlib.sha256(json.dumps([name, options, seed], sort_keys=True).encode())
     for array in arrays:
-        digest.update(str(tuple(array.shape)).encode())
-        digest.update(array.numpy().tobytes())
+        digest.update(str(array.shape).encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
@@ -232,7 +233,7 @@ def _resume(path: Path | None, fingerprint: str, network: nn.Module, optimizer: 
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["fingerprint"] != fingerprint:
-        raise ValueError(f"{path} belongs to another fit (other vectors, options or seed): delete it")
+        raise ValueError(f"{path} belongs to another fit (other data, options or seed): delete it")
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["epoch"])
