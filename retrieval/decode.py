@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from retrieval.model import SequenceModel
 from retrieval.trie import Reachable, Trie
 
+PEOPLE_AT_ONCE = 16  # on a CPU: what their beams need stays in its cache
+
 
 @torch.no_grad()
 def beam_search(model: SequenceModel, h: Tensor, reachable: Reachable, k: int, beam: int) -> tuple[Tensor, Tensor]:
@@ -28,20 +30,46 @@ def beam_search(model: SequenceModel, h: Tensor, reachable: Reachable, k: int, b
     """
     assert model.decoder is not None
     trie = model.trie
+    if len(h) > PEOPLE_AT_ONCE and h.device.type == "cpu":
+        parts = [slice(start, start + PEOPLE_AT_ONCE) for start in range(0, len(h), PEOPLE_AT_ONCE)]
+        found = [beam_search(model, h[part], reachable.of(part), k, beam) for part in parts]
+        return torch.cat([items for items, _ in found]), torch.cat([scores for _, scores in found])
     state = h.unsqueeze(1)  # [B, W, d], one beam at first
     nodes = torch.zeros(len(h), 1, dtype=torch.long, device=h.device)  # [B, W]
     scores = h.new_zeros(len(h), 1)  # [B, W]
     for level in range(len(trie.sizes)):
         child, open_ = by_range(trie, level, nodes)  # [B, W, D]
-        rows = open_.flatten(0, 1).nonzero()[:, 0]  # [E], the beam of each existing child
-        total = h.new_full(open_.shape, -torch.inf)
-        total[open_] = model.continuations(level, state.flatten(0, 1), rows, child[open_])
-        total += scores.unsqueeze(-1)
+        total = continuations(model, level, state, child, open_).add_(scores.unsqueeze(-1))
         nodes, scores, parents = choose(trie, reachable, level, nodes, child, open_, total, max(beam, k))
         if level + 1 < len(trie.sizes):
             codes = trie.codes[level][nodes.clamp(min=0)].long()
             state = model.decoder.advance(level, take(state, parents), codes)
     return finish(trie, nodes, scores, k)
+
+
+def continuations(model: SequenceModel, level: int, state: Tensor, child: Tensor, open_: Tensor) -> Tensor:
+    """`SequenceModel.continuations` for searching: state [B, W, d], child and open_ [B, W, D] -> [B, W, D]
+
+    The same numbers with children side by side instead of one after the other, which is faster without gradients. Where
+    only one can follow nothing is computed: it is certain. On the last levels that is nearly everywhere.
+    """
+    decoder = model.decoder
+    assert decoder is not None
+    shape = open_.shape
+    open_, child = open_.flatten(0, 1), child.flatten(0, 1)
+    total = torch.zeros(open_.shape, dtype=state.dtype, device=state.device)  # [B * W, D]
+    if open_.shape[1] > 1:
+        asked = open_[:, 1].nonzero().squeeze(1)  # [R], who has a choice
+        state, child, there = state.flatten(0, 1)[asked], child[asked], open_[asked]
+        read = decoder.norms[level](state + decoder.mlps[level](state))  # [R, d]
+        logits = (read @ decoder.codes[level].weight.T).gather(1, model.trie.codes[level][child].long())  # [R, D]
+        if level:
+            row, place = there.nonzero(as_tuple=True)  # [E], the children that exist
+            prefixes = decoder.prefixes(model._buckets[level][child[row, place]])  # [E, narrow]
+            read = decoder.narrow[level - 1](read).index_select(0, row)
+            logits.view(-1).index_add_(0, row * logits.shape[1] + place, (read * prefixes).sum(dim=1))
+        total[asked] = logits.masked_fill_(~there, -torch.inf).log_softmax(dim=1)
+    return total.view(shape)
 
 
 def take(beams: Tensor, parents: Tensor) -> Tensor:
@@ -102,22 +130,24 @@ def choose(
     """The best of the children. -> nodes, scores and parents, each [B, W']; a node of -1 has a score of -inf.
 
     nodes: int64 [B, W]. child, open_, total: [B, W, D], the children in D places, which of these are taken, and their
-    scores; the place of a child is its code (by_code) or its number among its parent's. parents: which of the W beams
-    each came from. W' is `beam`, or less where the tree has no more.
+    scores, which are overwritten; the place of a child is its code (by_code) or its number among its parent's.
+    parents: which of the W beams each came from. W' is `beam`, or less where the tree has no more.
     """
     alive, dead = reachable.alive[level], reachable.dead[level]
     if alive is not None:
         open_ = open_ & alive[child.clamp(min=0)]
-    total = total.masked_fill(~open_, -torch.inf)
+    total = total.masked_fill_(~open_, -torch.inf)
     width = total.shape[-1]
     total = total.flatten(1)  # [B, W * D]
     if dead is not None:
         parent, gone = dead  # [B, H]
-        here = parent.unsqueeze(2) == nodes.unsqueeze(1)  # [B, H, W]
+        # Where each parent is among the beams, counted from 1; 0: nowhere.
+        places = torch.arange(1.0, nodes.shape[1] + 1, device=nodes.device)
+        place = (parent.unsqueeze(2) == nodes.unsqueeze(1)).to(places.dtype) @ places  # [B, H]
         last = gone.clamp(min=0)
         slot = trie.codes[level][last] if by_code else last - trie.first[level][parent.clamp(min=0)]
-        cell = here.to(torch.uint8).argmax(dim=2) * width + slot.clamp(min=0, max=width - 1)
-        floor = torch.where(here.any(dim=2), -torch.inf, torch.inf).to(total.dtype)
+        cell = ((place.long() - 1) * width + slot).where(place > 0, 0)
+        floor = torch.where(place > 0, -torch.inf, torch.inf).to(total.dtype)
         total.scatter_reduce_(1, cell, floor, "amin")
     scores, picked = top(total, min(beam, total.shape[1]))
     found = child.flatten(1).gather(1, picked).long().masked_fill_(scores == -torch.inf, -1)
@@ -153,8 +183,10 @@ def finish(trie: Trie, nodes: Tensor, scores: Tensor, k: int) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def score_items(model: SequenceModel, h: Tensor, items: Tensor, rows: int = 8192) -> Tensor:
-    """Log-probability of each item: h [B, d], items int64 [B, C] -> [B, C]. `rows` of them are worked out at once."""
-    people = torch.arange(len(h), device=h.device).repeat_interleave(items.shape[1])
-    parts = zip(people.split(rows), items.flatten().split(rows), strict=True)
-    return torch.cat([model.log_prob_of_codes(h[who], what) for who, what in parts]).view_as(items)
+def score_items(model: SequenceModel, h: Tensor, items: Tensor, people: int = 64) -> Tensor:
+    """Log-probability of each item: h [B, d], items int64 [B, C] -> [B, C]. `people` are worked out at once."""
+    parts = []
+    for states, wanted in zip(h.split(people), items.split(people), strict=True):
+        who = torch.arange(len(states), device=h.device).repeat_interleave(wanted.shape[1])
+        parts.append(model.log_prob_of_codes(states, wanted.flatten(), who).view_as(wanted))
+    return torch.cat(parts)

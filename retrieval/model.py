@@ -258,23 +258,38 @@ class SequenceModel(nn.Module):
         code = self.trie.codes[level][child].long()
         return self.decoder.continuations(level, state, row, code, self._buckets[level][child])
 
-    def log_prob_of_codes(self, h: Tensor, items: Tensor) -> Tensor:
-        """The log-probability that the code of each item is what follows: h [R, d], items int64 [R] -> [R]"""
+    def log_prob_of_codes(self, h: Tensor, items: Tensor, who: Tensor | None = None) -> Tensor:
+        """The log-probability that the code of each item is what follows: h [B, d], items int64 [R] -> [R]
+
+        who: int64 [R], after which of the B states each item is asked for; None: R = B, one after each. Items asked for
+        after the same state share the work of the prefixes they share.
+        """
         assert self.decoder is not None
-        trie, state, total = self.trie, h, h.new_zeros(len(h))
+        trie, state, total = self.trie, h, h.new_zeros(len(items))
+        at = torch.arange(len(items), device=h.device) if who is None else who  # the state each item is read from
+        parent = torch.zeros(len(h), dtype=torch.long, device=h.device)  # the node each state stands at
         for level in range(len(self.sizes)):
-            parent, target = trie.path[level][items], trie.path[level + 1][items]
+            target = trie.path[level + 1][items]
             first, end = trie.first[level][parent].long(), trie.first[level][parent + 1].long()
-            choice = (end - first > 1).nonzero().squeeze(1)  # elsewhere one code can follow, and it is certain
+            count = torch.where(end - first > 1, end - first, 0)  # elsewhere one code can follow, and it is certain
+            choice = count.nonzero().squeeze(1)
             if len(choice):
-                count = (end - first)[choice]
-                row = torch.repeat_interleave(torch.arange(len(choice), device=h.device), count)
-                start = torch.repeat_interleave(first[choice] - count.cumsum(0) + count, count)
-                child = start + torch.arange(len(row), device=h.device)
+                degree = count[choice]
+                row = torch.repeat_interleave(torch.arange(len(choice), device=h.device), degree)
+                begin = count.cumsum(0) - count  # of each state's children in the list of all
+                child = torch.arange(len(row), device=h.device) + (first[choice] - begin[choice])[row]
                 log_p = self.continuations(level, state[choice], row, child)
-                at = target[choice] - first[choice] + count.cumsum(0) - count
-                total = total.index_add(0, choice, log_p[at])
-            state = self.decoder.advance(level, state, self.tower.codes[items, level])
+                asked = (count[at] > 0).nonzero().squeeze(1)
+                place = begin[at[asked]] + target[asked] - first[at[asked]]
+                total = total.index_add(0, asked, log_p[place])
+            code = self.tower.codes[items, level]
+            if who is None:
+                state, parent = self.decoder.advance(level, state, code), target
+            else:
+                groups, group = (at * trie.nodes(level + 1) + target).unique(return_inverse=True)
+                one = torch.empty_like(groups).scatter_(0, group, torch.arange(len(items), device=h.device))
+                state, parent = self.decoder.advance(level, state[at[one]], code[one]), target[one]
+                at = group
         return total
 
 

@@ -32,7 +32,7 @@ def model_of(codes: np.ndarray, sizes: tuple[int, ...] = SIZES, seed: int = 0) -
 
 
 def score_everything(model: SequenceModel, h: torch.Tensor) -> torch.Tensor:
-    return score_items(model, h, torch.arange(model.items).expand(len(h), -1), rows=97)
+    return score_items(model, h, torch.arange(model.items).expand(len(h), -1), people=4)
 
 
 def brute_force(model: SequenceModel, h: torch.Tensor, permitted: np.ndarray) -> list[np.ndarray]:
@@ -68,6 +68,15 @@ def test_the_items_share_one_probability_and_a_hidden_item_keeps_its_part() -> N
     hidden = [np.arange(0, 130, 2)] * 6
     items, scores = beam_search(model, h, model.trie.reachable(None, hidden), k=65, beam=130)
     torch.testing.assert_close(scores, score_everything(model, h).gather(1, items))
+
+
+def test_sharing_the_work_of_prefixes_changes_nothing() -> None:
+    model, h = model_of(catalog(130)), torch.randn(5, 8, dtype=torch.float64)
+    items = torch.randint(130, (40,), generator=torch.Generator().manual_seed(0))
+    who = torch.randint(5, (40,), generator=torch.Generator().manual_seed(1))
+    shared = model.log_prob_of_codes(h, items, who)
+    torch.testing.assert_close(shared, model.log_prob_of_codes(h[who], items))
+    assert (shared < 0).all()
 
 
 def test_a_prefix_is_told_from_others_whatever_else_the_catalog_holds() -> None:
