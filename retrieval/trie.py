@@ -33,6 +33,11 @@ class Reachable:
     alive: list[Tensor | None]
     dead: list[tuple[Tensor, Tensor] | None]
 
+    def of(self, people: slice) -> Reachable:
+        """The same for some of the people."""
+        dead = [None if pair is None else (pair[0][people], pair[1][people]) for pair in self.dead]
+        return Reachable(self.alive, dead)
+
 
 class Trie:
     """first[l]: int32 [nodes of level l, + 1], where the children of each node begin among the nodes of level l + 1.
