@@ -320,14 +320,14 @@ def tokenize(workspace: Workspace, recipe: Recipe) -> Built:
         tokenizer = make_tokenizer(name, **choice)
     except (TypeError, ValueError) as error:
         raise MmrecError(f"the recipe's section tokenizer: {error}", mend="see docs/tokenizers.md") from error
+    if "histories" in tokenizer.needs and not has_log(workspace):
+        raise MmrecError(
+            f"the tokenizer {name} learns from who used what, and there is no log of it",
+            mend="mmrec ingest SOURCE --log LOG, or mmrec tokenize --tokenizer residual_kmeans",
+        )
     inputs = _inputs(workspace, "vectors")
     options = {"tokenizer": recipe.tokenizer, "seed": recipe.seed}
     if "histories" in tokenizer.needs:
-        if not has_log(workspace):
-            raise MmrecError(
-                f"the tokenizer {name} learns from who used what, and there is no log of it",
-                mend="mmrec ingest SOURCE --log LOG, or mmrec tokenize --tokenizer residual_kmeans",
-            )
         inputs |= _inputs(workspace, "interactions")
         options["split"] = recipe.split
     if "modalities" in tokenizer.needs:
