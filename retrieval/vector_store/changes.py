@@ -31,9 +31,16 @@ def add(root: Path, source: Source, *, space: str) -> int:
 
 
 def update(root: Path, source: Source, *, space: str) -> int:
-    """Replace the vectors and metadata of rows that are there. Raises ValueError if an id is not there."""
+    """Replace the vectors and metadata of rows that are there. Raises ValueError if an id is not there or its new vector
+    is zero or not finite."""
     with _change(root) as (store, work):
-        ids = [name for _, table in source.blocks(1 << 16) for name in table["id"].to_pylist()]
+        ids: list[str] = []
+        for vectors, table in source.blocks(1 << 16):
+            names = table["id"].to_pylist()
+            lost = np.flatnonzero(~np.isfinite(unit(vectors)).all(axis=1))
+            if len(lost):
+                raise ValueError(f"the new vector of {names[lost[0]]!r} is zero or not finite: remove the row instead")
+            ids += names
         return _append(store, work, source, space, store.removed | _rows(store, ids))
 
 
@@ -145,7 +152,7 @@ def _publish(store: VectorStore, work: Path, removed: np.ndarray) -> None:
         if name.startswith("vectors/"):
             link(store.version / name, work / name)
     save_array(work / "removed.npy", removed)
-    about = {key: value for key, value in store.about.items() if key != "files"}
+    about = {key: value for key, value in store.about.items() if key not in ("files", "parent")}
     about["rows"] = int(len(removed) - removed.sum())
     unchanged = {
         name: checksum

@@ -8,6 +8,7 @@ index/.partial/                       what a killed build left, for the next one
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -65,7 +66,9 @@ def publish(root: Path, work: Path, about: Mapping[str, Any], known: Mapping[str
     for file in sorted(file for file in work.rglob("*") if file.is_file() and file.name != ABOUT):
         name = str(file.relative_to(work))
         files[name] = (known or {}).get(name) or sha256(file)
-    write_json(work / ABOUT, {**about, "files": files})
+    parent = int(current(root).name) if (root / "current").exists() else None
+    record = {**about, "parent": parent, "files": files}
+    write_json(work / ABOUT, {**record, "checksum": _checksum(record)})
     numbers = [int(path.name) for path in all_versions(root)]
     version = root / "versions" / f"{max(numbers, default=0) + 1:06d}"
     version.parent.mkdir(exist_ok=True)
@@ -92,18 +95,18 @@ def point(root: Path, version: Path) -> None:
 
 
 def rollback(root: Path, to: int | None = None) -> Path:
-    """Go back to the version before the current one, or to version `to`, once its checksums hold.
+    """Go back to the version that the current one was made after, or to version `to`, once its checksums hold.
 
     Raises ValueError if there is no such version or it is damaged.
     """
     root = Path(root)
     with writing(root):
         versions, now = all_versions(root), current(root)
-        older = [path for path in versions if path.name < now.name]
-        wanted = [path for path in versions if int(path.name) == to] if to is not None else older[-1:]
+        number = _parent(now, versions) if to is None else to
+        wanted = [path for path in versions if int(path.name) == number]
         if not wanted:
             lying = ", ".join(str(int(path.name)) for path in versions)
-            raise ValueError(f"{root} has no version {'before this one' if to is None else to}; it has {lying}")
+            raise ValueError(f"{root} has no version {number or 'before this one'} any more; it has {lying}: --to N")
         verify(wanted[0])
         point(root, wanted[0])
         return wanted[0]
@@ -114,9 +117,11 @@ def verify(version: Path, *names: str) -> dict[str, Any]:
     try:
         about = read_json(version / ABOUT)
         files = about["files"]
+        if about.pop("checksum") != _checksum(about):
+            raise ValueError("it is not what was written")
     except (OSError, ValueError, KeyError) as error:
         raise DamagedIndex(f"{version} is damaged: {ABOUT} cannot be read ({error}); {_mend()}") from error
-    for name in names or files:
+    for name in [name for name in names or files if name != ABOUT]:
         if not (version / name).is_file() or sha256(version / name) != files.get(name):
             raise DamagedIndex(f"{version} is damaged: {name} is missing or not what was written; {_mend()}")
     return about
@@ -129,6 +134,18 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _parent(version: Path, versions: list[Path]) -> int | None:
+    """The number of the version that this one was made after; the one numbered before it if it cannot tell."""
+    try:
+        return verify(version, ABOUT)["parent"]
+    except DamagedIndex:
+        return max((int(path.name) for path in versions if path.name < version.name), default=None)
+
+
+def _checksum(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -237,13 +237,23 @@ def test_readers_keep_their_version_and_versions_roll_back(tmp_path: Path) -> No
         vector_store.rollback(tmp_path, to=99)
 
 
+def test_rollback_after_a_rollback_goes_to_what_was_built_on(tmp_path: Path) -> None:
+    vector_store.build(tmp_path, Arrays(vectors(50), names(50)), space=SPACE, factory="Flat")
+    vector_store.remove(tmp_path, names(1))  # version 2
+    vector_store.rollback(tmp_path)
+    vector_store.remove(tmp_path, names(3))  # version 3, made after 1
+    assert vector_store.rollback(tmp_path).name == "000001"
+    with pytest.raises(ValueError, match="before this one"):
+        vector_store.rollback(tmp_path)
+
+
 @pytest.mark.parametrize("file", ["index.faiss", "rows.arrow", "removed.npy", "index.json"])
 def test_one_flipped_bit_is_refused(tmp_path: Path, file: str) -> None:
     vector_store.build(tmp_path, Arrays(vectors(50), names(50)), space=SPACE, factory="Flat")
     vector_store.remove(tmp_path, names(1))
     path = (tmp_path / "current" / file).resolve()
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x80
+    data[len(data) // 2] ^= 1
     path.unlink()  # other versions may share the file
     path.write_bytes(data)
     with pytest.raises(DamagedIndex, match=r"damaged.*mmrec index"):
