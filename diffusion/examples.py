@@ -53,8 +53,9 @@ class Examples:
         self.near = np.empty(len(self.vectors), np.float32)  # cosine above which an item is near: its closest tenth
         for start in range(0, len(self.vectors), 2048):
             cosine = self.vectors[start : start + 2048] @ self.vectors[reference].T
-            order = np.argsort(-cosine, axis=1)[:, : self.neighbours.shape[1]]
-            self.neighbours[start : start + 2048] = reference[order]
+            nearest = np.argpartition(-cosine, self.neighbours.shape[1] - 1, axis=1)[:, : self.neighbours.shape[1]]
+            order = np.argsort(-np.take_along_axis(cosine, nearest, axis=1), axis=1)
+            self.neighbours[start : start + 2048] = reference[np.take_along_axis(nearest, order, axis=1)]
             self.near[start : start + 2048] = np.quantile(cosine, 0.9, axis=1)
 
     def _check(self, histories: Sequence[np.ndarray], preferences: Sequence[np.ndarray]) -> None:
