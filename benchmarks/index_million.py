@@ -133,9 +133,7 @@ def serve_part(part: str, folder: Path, place: Path, built: dict[str, Any]) -> l
         from retrieval.vector_store import VectorStore
 
         store = VectorStore.open(place)
-        rows = np.array([int(name) for name in store.table["id"].to_pylist()])  # ids here are row numbers
-        order = np.empty(len(rows), np.int64)
-        order[:] = rows
+        order = store.table["id"].cast("int64").to_numpy()  # without metadata an id is the number of the row
 
         def ask(asked: np.ndarray, setting: Any) -> np.ndarray:
             return order[store.search(asked, K, space="synthetic")[1]]
