@@ -404,22 +404,3 @@ def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
     (tmp_path / "a" / "text_emb").mkdir()
     with pytest.raises(ValueError, match="img, text"):
         vector_store.open_shards(tmp_path / "a")
-
-
-def test_vectors_stream_through(tmp_path: Path) -> None:
-    """A build over shards far larger than a block never holds more than a few blocks of vectors."""
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    for number in range(4):
-        np.save(folder / f"emb_{number}.npy", vectors(30_000, 128, seed=number))
-    script = BUILD.replace(
-        "vector_store.build(", "import resource\nbefore = resource.getrusage(0).ru_maxrss\n" + "vector_store.build("
-    ).replace("block=200", "block=4096")
-    script += "\nprint('grew', resource.getrusage(0).ru_maxrss - before)"
-    command = [sys.executable, "-c", script, str(folder), str(tmp_path / "index"), "IVF64,SQ4", "0"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True
-    )
-    grew = int(done.stdout.split("grew ")[1]) * 1024
-    # 61 MB of vectors and a training sample of 50,000 of them; mapped pages of files that were read count as well
-    assert grew < 200e6, f"{grew / 1e6:.0f} MB"
