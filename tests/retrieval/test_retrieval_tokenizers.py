@@ -41,7 +41,7 @@ def context_of(vectors: np.ndarray, seed: int = 0) -> Context:
 def make(name: str, **options: Any) -> ItemTokenizer:
     """With little training where there is any."""
     return make_tokenizer(
-        name, **({"epochs": 40, "batch_size": 150, "hidden": 64} if name in LEARNED else {}), **options
+        name, **({"epochs": 70, "batch_size": 150, "hidden": 64} if name in LEARNED else {}), **options
     )
 
 
