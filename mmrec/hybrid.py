@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmrec.config import Recipe
+from mmrec.errors import MmrecError
 from mmrec.workspace import Artifact, Workspace
 
 if TYPE_CHECKING:
@@ -20,9 +21,13 @@ EACH = 50
 RECENT = 20
 """Liked items of a history whose neighbours are proposed."""
 DREAMS = 16
-PEOPLE = 500
-"""Validation events that the scores are calibrated on."""
+PEOPLE, FEWEST = 500, 20
+"""Validation events that the scores are calibrated on, at most and at least."""
 SAID = {"codes": "spelt by its semantic ID", "neighbours": "near what you liked", "prior": "dreamt for you"}
+
+
+class TooFewEvents(MmrecError):
+    """The log is too short to say what the scores of the sources are worth."""
 
 
 def proposals(
@@ -51,7 +56,11 @@ def proposals(
 
 
 def calibrate(workspace: Workspace, recipe: Recipe) -> tuple[Artifact, bool]:
-    """The stage `hybrid`: what each source's scores are worth, learned on the validation part of the split."""
+    """The stage `hybrid`: what each source's scores are worth, learned on the validation part of the split.
+
+    Raises:
+        TooFewEvents: if the validation part says nothing about any source.
+    """
     from mmrec.stages import load_split, load_vectors
 
     stages = ("vectors", "ids", "index", "interactions", "retriever", "prior")
@@ -65,6 +74,8 @@ def calibrate(workspace: Workspace, recipe: Recipe) -> tuple[Artifact, bool]:
 
         _, _, split = load_split(workspace, recipe)
         part = split.valid
+        if len(part) < FEWEST:
+            raise TooFewEvents(f"{len(part)} validation events, {FEWEST} are needed", mend="ingest a longer log")
         rows = np.random.default_rng(recipe.seed).permutation(len(part.targets))[:PEOPLE]
         found = proposals(
             Retriever.from_pretrained(workspace.require("retriever").path),
@@ -77,6 +88,8 @@ def calibrate(workspace: Workspace, recipe: Recipe) -> tuple[Artifact, bool]:
         )
         targets = np.array([part.targets[row][0] for row in rows])
         able = {name: ranked for name, ranked in found.items() if (ranked[0] == targets[:, None]).any()}
+        if not able:
+            raise TooFewEvents(f"no source found any of {len(rows)} next items", mend="ingest a longer log")
         Hybrid.fit(able, targets).save(folder)
         hits = ", ".join(
             f"{name} {(items == targets[:, None]).any(1).mean():.0%}" for name, (items, _) in found.items()

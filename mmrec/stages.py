@@ -602,6 +602,7 @@ def _encode_additions(workspace: Workspace, folder: Path) -> None:
 def run(workspace: Workspace, recipe: Recipe) -> list[Built]:
     """Run every stage that is stale, in order. Without a log it stops at search; with one it goes on to evaluation."""
     from mmrec.evaluation.stage import evaluate
+    from mmrec.hybrid import TooFewEvents, calibrate
 
     recipe.save(workspace.root / "recipe.yaml")
     path: list[tuple[str, Callable[[Workspace, Recipe], Built]]] = [
@@ -611,20 +612,25 @@ def run(workspace: Workspace, recipe: Recipe) -> list[Built]:
         ("index", index),
         ("train retriever", train_retriever),
         ("train prior", train_prior),
+        ("train hybrid", calibrate),
         ("train decoder", train_decoder),
         ("evaluate", evaluate),
     ]
     built = ingest(workspace, recipe)
     _tell("ingest", any(fresh for _, fresh in built))
     for name, stage in path:
-        if not has_log(workspace) and name in ("train retriever", "train prior", "evaluate"):
+        if not has_log(workspace) and name in ("train retriever", "train prior", "train hybrid", "evaluate"):
             print(f"{name}: left out, for there is no log of who liked what (mmrec ingest SOURCE --log LOG)")
             continue
         if name == "train decoder" and not draws_itself(workspace, recipe):
             continue
-        if name == "train prior" and recipe.prior is None:
+        if name in ("train prior", "train hybrid") and recipe.prior is None:
             continue
-        built.append(stage(workspace, recipe))
+        try:
+            built.append(stage(workspace, recipe))
+        except TooFewEvents as few:
+            print(f"{name}: left out, {few.args[0]}")
+            continue
         _tell(name, built[-1][1])
     if (workspace.root / "additions").exists():
         built.append(add(workspace, recipe))

@@ -31,8 +31,8 @@ def add(root: Path, source: Source, *, space: str) -> int:
 
 
 def update(root: Path, source: Source, *, space: str) -> int:
-    """Replace the vectors and metadata of rows that are there. Raises ValueError if an id is not there or its new vector
-    is zero or not finite."""
+    """Replace the vectors and metadata of rows that are there. Raises ValueError if an id is not there, or its new
+    vector is zero or not finite."""
     with _change(root) as (store, work):
         ids: list[str] = []
         for vectors, table in source.blocks(1 << 16):

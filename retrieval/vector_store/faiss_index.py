@@ -6,7 +6,6 @@ Vectors have unit length and are compared by Euclidean distance, which orders th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -199,16 +198,6 @@ def load(path: Path, mmap: bool = False) -> Any:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
     except RuntimeError as error:
         raise ValueError(f"{path} is not a FAISS index: build it again") from error
-
-
-def on_gpus(index: Any) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
-    """A search on the GPUs at the index's own effort, or None where there is no GPU or this kind stays on the CPU."""
-    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
-        return None
-    try:
-        return faiss.index_cpu_to_all_gpus(index).search
-    except RuntimeError:
-        return None
 
 
 def _parameters(index: Any, effort: Effort, selector: Any) -> Any:
