@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ def _class(name: str) -> Any:
 
 def make_tokenizer(name: str, **options: Any) -> ItemTokenizer:
     """A new, unfitted tokenizer. Raises KeyError for an unknown name, TypeError or ValueError for unfit options."""
-    return _class(name)(**options)
+    made_by = _class(name)
+    parameters = [p for kind in made_by.__mro__ for p in signature(kind.__init__).parameters.values()]
+    known = {p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD} - {"self"}
+    for option in options.keys() - known:
+        raise TypeError(f"the tokenizer {name} has no option {option!r}; it has: {', '.join(sorted(known))}")
+    return made_by(**options)
 
 
 def load_tokenizer(path: Path) -> ItemTokenizer:
