@@ -23,7 +23,8 @@ Batch = TypeVar("Batch")
 
 
 class Schedule(Protocol):
-    """The knobs of training that the config of every such baseline has. `patience` counts epochs."""
+    """The knobs of training that the config of every such baseline has. `patience` counts epochs; `stop_after`
+    cuts a schedule of `epochs` short."""
 
     @property
     def epochs(self) -> int: ...
@@ -35,6 +36,8 @@ class Schedule(Protocol):
     def warmup(self) -> float: ...
     @property
     def patience(self) -> int: ...
+    @property
+    def stop_after(self) -> int | None: ...
 
 
 def fit(
@@ -48,8 +51,9 @@ def fit(
     seed: int,
     checkpoint_dir: Path | None,
     progress: Callable[[int, int], None] | None,
-) -> nn.Module:
-    """Train a new model with AdamW, linear warmup and a cosine; return it in eval mode, on the device used.
+) -> tuple[nn.Module, int]:
+    """Train a new model with AdamW, linear warmup and a cosine; return it in eval mode, on the device used, and the
+    number of epochs that made it.
 
     batches: epoch -> its batches, a pure function. loss_of: a scalar. score: higher is better; the best epoch is kept,
     and training stops once it has not risen for `patience` epochs. Saved into checkpoint_dir after every epoch; run
@@ -72,7 +76,7 @@ def fit(
             model.load_state_dict(saved.pop("model"))
             optimizer.load_state_dict(saved.pop("optimizer"))
             state = saved
-        while state["epoch"] < config.epochs and not state["finished"]:
+        while state["epoch"] < (config.stop_after or config.epochs) and not state["finished"]:
             epoch = state["epoch"]
             torch.manual_seed(mix(seed, epoch))  # all that is random in an epoch follows from (seed, epoch)
             loss = _epoch(model, optimizer, config, batches(epoch), loss_of, epoch, device)
@@ -93,7 +97,7 @@ def fit(
                 progress(epoch + 1, config.epochs)
         if state["best"] is not None:
             model.load_state_dict(state["best"])
-    return model.eval()
+    return model.eval(), state["best_epoch"] or state["epoch"]
 
 
 def fingerprint_of(config: Any, seed: int, arrays: Sequence[np.ndarray]) -> str:

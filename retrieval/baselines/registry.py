@@ -16,6 +16,9 @@ QUICK = {  # in every table
     "sasrec": "sasrec.SASRec",
 }
 PUBLISHED = {  # trained for long; a benchmark asks for them by name
+    "sasrec_bce": "sasrec_bce.SASRecBCE",
+    "bert4rec": "bert4rec.BERT4Rec",
+    "hstu": "hstu.HSTU",
     "tiger": "tiger.Tiger",
 }
 

@@ -10,7 +10,7 @@ asked about histories and not about names; the optimiser is AdamW. Beams spell e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -48,6 +48,7 @@ class TigerConfig:
     weight_decay: float = 0.05
     warmup: float = 0.05
     patience: int = 10
+    stop_after: int | None = None
     validation_people: int = 1000
 
 
@@ -55,6 +56,7 @@ class Tiger:
     """ids: the semantic IDs of all items; None makes them of the vectors given to `fit`, by residual k-means.
 
     validation: (histories, targets) for early stopping by NDCG@10. checkpoint_dir, progress: as in `train_retriever`.
+    After `fit`, `chosen` is the config with the epoch that validation chose.
     """
 
     name = "tiger"
@@ -107,8 +109,8 @@ class Tiger:
             ).loss
 
         told = [] if self.validation is None else [*self.validation[0], self.validation[1]]
-        self.model = fit(
-            lambda: _t5(self.config, FIRST_CODE + sum(ids.sizes)),
+        self.model, best_epoch = fit(
+            lambda: t5_of(self.config, FIRST_CODE + sum(ids.sizes)),
             self.config,
             lambda epoch: grouped(lengths, self.config.batch_size, seed, epoch),
             loss_of,
@@ -118,6 +120,7 @@ class Tiger:
             checkpoint_dir=self.checkpoint_dir,
             progress=self.progress,
         )
+        self.chosen = replace(self.config, stop_after=best_epoch)
 
     def recommend(
         self,
@@ -165,7 +168,8 @@ class Tiger:
         return recall_and_ndcg(items, np.asarray(targets)[asked])[1]
 
 
-def _t5(config: TigerConfig, tokens: int) -> T5ForConditionalGeneration:
+def t5_of(config: TigerConfig, tokens: int) -> T5ForConditionalGeneration:
+    """An untrained T5 of this shape."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     return T5ForConditionalGeneration(

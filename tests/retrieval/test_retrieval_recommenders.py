@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,9 @@ class FittedRetriever:
 
 
 SMALL_TIGER = TigerConfig(
-    dim=32, layers=1, heads=2, head_dim=16, feed_forward=64, max_history=8, epochs=5, batch_size=128, learning_rate=2e-2
+    dim=32, layers=1, heads=2, head_dim=16, feed_forward=64, max_history=8, epochs=6, batch_size=32, learning_rate=1e-2
 )
+ITEM_MODELS = ("sasrec_bce", "bert4rec", "hstu")
 NAMES = [*baseline_names(), *published_names(), "retriever:fused", "retriever:dense", "retriever:codes"]
 
 
@@ -61,6 +63,7 @@ def make(name: str, config: RetrieverConfig) -> Recommender:
     if name.startswith("retriever:"):
         return FittedRetriever(name.split(":")[1], config)  # type: ignore[arg-type]
     options: dict[str, Any] = {"sasrec": {"config": config}, "tiger": {"config": SMALL_TIGER}}
+    options |= {each: {"config": replace(config, epochs=20, learning_rate=1e-2, dropout=0.1)} for each in ITEM_MODELS}
     return make_baseline(name, **options.get(name, {}))
 
 

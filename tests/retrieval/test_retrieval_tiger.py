@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retrieval.baselines.t5 import T5Speller
-from retrieval.baselines.tiger import FIRST_CODE, Tiger, TigerConfig, _t5
+from retrieval.baselines.tiger import FIRST_CODE, Tiger, TigerConfig, t5_of
 from retrieval.trie import Trie
 
 SIZES = (6, 5, 4, 5)
@@ -29,7 +29,7 @@ def codes() -> np.ndarray:
 def model_of(scale: float):
     """Random weights; a larger scale makes its probabilities peaky."""
     torch.manual_seed(1)
-    model = _t5(TINY, FIRST_CODE + sum(SIZES)).eval()
+    model = t5_of(TINY, FIRST_CODE + sum(SIZES)).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     model.shared.weight.data *= scale

@@ -1,0 +1,79 @@
+"""Does decoding grow with the catalog? Our default model, beam 50, 10 thousand to 1 million items, one thread.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.decoding_scale --record docs/results
+
+Time of the beam search alone per person, a history of 50 items hidden from each and the making of that mask included;
+the same with half the catalog allowed; how long the tree of semantic IDs takes to build and what it weighs. Codes are
+four levels of 256, first codes unevenly used. Weights are random: what is computed does not depend on what was learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.decoding import BEAM, SEEDS, SIZES, catalog, default_model
+from benchmarks.timing import in_turns, record
+from mmrec import results
+from retrieval.decode import beam_search
+from retrieval.model import RetrieverConfig, SequenceModel
+from retrieval.trie import Trie
+
+CATALOGS = (10_000, 100_000, 1_000_000)
+PEOPLE, HISTORY, ROUNDS = 32, 50, 5
+COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.decoding_scale --record docs/results"
+
+
+def measure(seed: int) -> dict[str, dict[str, float]]:
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    dim = RetrieverConfig().dim
+    h = torch.randn(PEOPLE, dim)
+    work, told = {}, {}
+    for items in CATALOGS:
+        codes = catalog(items, seed)
+        start = time.process_time()
+        trie = Trie(codes, SIZES)
+        told[f"{items:,} items"] = {"build_cpu_seconds": time.process_time() - start, "megabytes": trie.nbytes / 1e6}
+        model = default_model(codes, seed).model
+        hidden = [random.integers(items, size=HISTORY) for _ in range(PEOPLE)]
+        allowed = random.random(items) < 0.5
+
+        def search(model: SequenceModel = model, hidden: list = hidden, allowed: np.ndarray | None = None) -> None:
+            beam_search(model, h, model.trie.reachable(allowed, hidden), 10, BEAM)
+
+        work[f"{items:,} items"] = search
+        work[f"{items:,} items, half allowed"] = lambda search=search, allowed=allowed: search(allowed=allowed)
+    costs = in_turns(work, dict.fromkeys(work, PEOPLE), ROUNDS)
+    smallest = f"{CATALOGS[0]:,} items"
+    for name in told:
+        told[name] |= {
+            "cpu_ms_per_user": 1e3 * costs[name].cpu,
+            "times_10_thousand": costs[name].cpu / costs[smallest].cpu,
+            "cpu_ms_per_user_half_allowed": 1e3 * costs[f"{name}, half allowed"].cpu,
+        }
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--record", type=Path, help="write the numbers as records into this folder")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = [measure(seed) for seed in SEEDS]
+    records = []
+    for model in runs[0]:
+        for metric in runs[0][model]:
+            values = [run[model][metric] for run in runs]
+            records.append(record("decoding by catalog size", "beam 50", model, metric, values, SEEDS, COMMAND))
+            print(f"{model}: {metric} {np.mean(values):.3f}")
+    if options.record:
+        results.write_records("decoding-scale", records, options.record)
+
+
+if __name__ == "__main__":
+    main()
