@@ -17,6 +17,7 @@ from mmrec.workspace import Workspace
 def test_hybrid_recommendations_say_who_proposed_them(tiny_workspace: Path, tmp_path: Path) -> None:
     root = tmp_path / "workspace"
     shutil.copytree(tiny_workspace, root, symlinks=True, ignore=shutil.ignore_patterns("sources", ".lock"))
+    (root / "hybrid").unlink()
     likes = [item.item_id for item in Recommender.load(root).starters(4)]
     with pytest.raises(StaleArtifact, match="mmrec train hybrid"):
         Recommender.load(root).recommend(likes=likes, mode="hybrid")
