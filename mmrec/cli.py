@@ -126,8 +126,8 @@ def tokenize(
     from mmrec import stages
 
     space, recipe = _open(workspace)
-    if tokenizer is not None:
-        recipe.tokenizer = {**recipe.tokenizer, "name": tokenizer}
+    if tokenizer not in (None, recipe.tokenizer.get("name")):
+        recipe.tokenizer = {"name": tokenizer}  # another one has other options
     _done("tokenize", stages.tokenize(space, recipe)[1])
     recipe.save(workspace / "recipe.yaml")
 
