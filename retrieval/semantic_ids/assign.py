@@ -21,9 +21,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from retrieval.semantic_ids.base import ItemTokenizer, SemanticIds
+from retrieval.semantic_ids.base import ITEMS_PER_CODE, ItemTokenizer, SemanticIds
 from retrieval.semantic_ids.kmeans import kmeans, nearest
-from retrieval.semantic_ids.residual_kmeans import ITEMS_PER_CODE
 
 LAST_SIZES = (16, 256)  # for small and for large catalogs
 MAX_PREFIXES = 1 << 17  # prefixes weighed at once when items have to move

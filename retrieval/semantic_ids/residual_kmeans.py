@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.semantic_ids.base import ITEMS_PER_CODE as ITEMS_PER_CODE
 from retrieval.semantic_ids.base import Context, Progress, Tokenizer
 from retrieval.semantic_ids.kmeans import kmeans, nearest
 
