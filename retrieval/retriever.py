@@ -95,7 +95,7 @@ class Retriever:
         return np.concatenate(parts) if parts else np.empty((0, self.items), np.float32)
 
     def rank_of(self, histories: Sequence[np.ndarray], targets: np.ndarray) -> np.ndarray:
-        """How many items the dense head puts before each person's target, int64 [B]; what is in the history comes last."""
+        """How many items the dense head puts before each person's target, int64 [B]; what was met before is last."""
         histories = check_histories(histories, self.items)
         ranks = np.empty(len(histories), dtype=np.int64)
         for rows in self._batches(len(histories)):
