@@ -224,10 +224,11 @@ def beam(folder: Path, items: int) -> Numbers:
     people = histories(items, 2, 4)
     found, _ = retriever.recommend(people, 10, mode="codes", hide_history=False)
     states = retriever.states(people)
-    decoder = retriever.model.decoder
-    assert decoder is not None
     with torch.no_grad():
-        parts = [score_items(decoder, states, codes) for codes in retriever.model.tower.codes.split(16_384)]
+        parts = [
+            score_items(retriever.model, states, part)
+            for part in torch.arange(items).expand(4, -1).split(16_384, dim=1)
+        ]
     exact = torch.cat(parts, dim=1).topk(10, dim=1).indices.numpy()
     return {"recall@10": float(np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, exact, strict=True)]))}
 
