@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from retrieval.model import SequenceModel
 from retrieval.trie import Reachable, Trie
 
-PEOPLE_AT_ONCE = 16  # on a CPU: what their beams need stays in its cache
+PEOPLE_AT_ONCE = 64  # on a CPU: few enough for its cache, enough to meet on the same first nodes
 
 
 @torch.no_grad()
@@ -60,16 +60,33 @@ def continuations(model: SequenceModel, level: int, state: Tensor, child: Tensor
     total = torch.zeros(open_.shape, dtype=state.dtype, device=state.device)  # [B * W, D]
     if open_.shape[1] > 1:
         asked = open_[:, 1].nonzero().squeeze(1)  # [R], who has a choice
+        asked = asked[child[asked, 0].argsort()]  # brothers together
         state, child, there = state.flatten(0, 1)[asked], child[asked], open_[asked]
         read = decoder.norms[level](state + decoder.mlps[level](state))  # [R, d]
         logits = (read @ decoder.codes[level].weight.T).gather(1, model.trie.codes[level][child].long())  # [R, D]
         if level:
-            row, place = there.nonzero(as_tuple=True)  # [E], the children that exist
-            prefixes = decoder.prefixes(model._buckets[level][child[row, place]])  # [E, narrow]
-            read = decoder.narrow[level - 1](read).index_select(0, row)
-            logits.view(-1).index_add_(0, row * logits.shape[1] + place, (read * prefixes).sum(dim=1))
+            _add_prefixes(logits, decoder.narrow[level - 1](read), model, level, child, there)
         total[asked] = logits.masked_fill_(~there, -torch.inf).log_softmax(dim=1)
     return total.view(shape)
+
+
+def _add_prefixes(logits: Tensor, read: Tensor, model: SequenceModel, level: int, child: Tensor, there: Tensor) -> None:
+    """Add to logits [R, D], in place, what the prefixes say: read [R, narrow], child and `there` [R, D], brothers
+    together."""
+    assert model.decoder is not None
+    prefixes, buckets = model.decoder.prefixes, model._buckets[level]
+    if logits.device.type == "cpu":
+        first, rows = child[:, 0].unique_consecutive(return_counts=True)
+        if 4 * len(first) <= len(child):  # many beams on few nodes: each node's prefixes are read once for all of them
+            ends = rows.cumsum(0)
+            degree = there[ends - 1].sum(dim=1)
+            places = zip(first.tolist(), degree.tolist(), (ends - rows).tolist(), ends.tolist(), strict=True)
+            for node, count, start, end in places:
+                logits[start:end, :count].addmm_(read[start:end], prefixes(buckets[node : node + count]).T)
+            return
+    row, place = there.nonzero(as_tuple=True)  # [E], the children that exist
+    said = (read.index_select(0, row) * prefixes(buckets[child[row, place]])).sum(dim=1)
+    logits.view(-1).index_add_(0, row * logits.shape[1] + place, said)
 
 
 def take(beams: Tensor, parents: Tensor) -> Tensor:

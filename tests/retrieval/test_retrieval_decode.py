@@ -196,6 +196,18 @@ def test_a_wide_catalog_with_hidden_items_is_searched_as_by_brute_force() -> Non
         np.testing.assert_array_equal(items[row], expected[:50])
 
 
+def test_many_beams_on_few_nodes_are_scored_like_each_alone() -> None:
+    """A hundred people meet on the same first nodes, where prefixes are read once for all; one person does not."""
+    model = model_of(catalog(130))
+    h = torch.randn(100, 8, dtype=torch.float64) * 3
+    items, scores = beam_search(model, h, model.trie.reachable(), k=30, beam=30)
+    for row in (0, 41, 99):
+        alone = beam_search(model, h[[row]], model.trie.reachable(), k=30, beam=30)
+        np.testing.assert_array_equal(alone[0][0], items[row])
+        torch.testing.assert_close(alone[1][0], scores[row])
+    torch.testing.assert_close(scores, score_everything(model, h).gather(1, items))
+
+
 def test_nothing_permitted_is_an_empty_list() -> None:
     codes = catalog(20)
     model = model_of(codes)
