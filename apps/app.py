@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from apps.cards import cover, item_of, strip
-from apps.session import Person, become, keep_dials, new_guest, notice, person, rate, recommender, users, workspace_root
+from apps.session import (
+    Person,
+    become,
+    draw_again,
+    keep_dials,
+    new_guest,
+    notice,
+    person,
+    rate,
+    recommender,
+    users,
+    workspace_root,
+)
 from mmrec.errors import MmrecError
 
 if TYPE_CHECKING:
@@ -37,6 +49,7 @@ def main() -> None:
         position="top",
     )
     keep_dials()
+    st.session_state.pop("rated", None)
     try:
         now = recommender()
         who = person()
@@ -99,21 +112,28 @@ def show_taste(now: Recommender, who: Person) -> None:
                         f'<div class="said {kind}"><img src="{cover(item)}" alt="">'
                         f"<span>{escape(item.title)}<small>{kind}</small></span></div>"
                     )
-                    st.button(
-                        "Remove",
-                        key=f"remove-{item_id}",
-                        icon=":material/close:",
-                        type="tertiary",
-                        help=f"Take back what you said about {item.title}",
-                        on_click=rate,
-                        args=(who.key, item_id, 0, "taste"),
-                    )
+                    take_back(who, item_id, item.title)
         if len(said) > SHOWN_OPINIONS:
             st.caption(f"and {len(said) - SHOWN_OPINIONS} more")
     if who.user is not None:
         history = now.history(who.user)
         st.html(f'<p class="side">From the log <span>{len(history):,} events, newest first</span></p>')
         strip(now, [item for item, preference in history if preference >= 0])
+
+
+@st.fragment
+def take_back(who: Person, item_id: str, title: str) -> None:
+    """A fragment for the reason that `apps.cards.thumbs` is one."""
+    st.button(
+        "Remove",
+        key=f"remove-{item_id}",
+        icon=":material/close:",
+        type="tertiary",
+        help=f"Take back what you said about {title}",
+        on_click=rate,
+        args=(who.key, item_id, 0, "taste"),
+    )
+    draw_again()
 
 
 def show_credits(now: Recommender) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from apps.session import Person, rate
+from apps.session import Person, draw_again, rate
 from mmrec.embedding import read_media
 
 if TYPE_CHECKING:
@@ -52,8 +52,13 @@ def card(item: Item, person: Person, origin: str) -> None:
         thumbs(item.item_id, person, origin, name)
 
 
+@st.fragment
 def thumbs(item_id: str, person: Person, origin: str, name: str) -> None:
-    """Like and dislike; pressed once more, a thumb is taken back."""
+    """Like and dislike; pressed once more, a thumb is taken back.
+
+    A fragment, for Streamlit keeps a queue of the clicks in fragments; of others it forgets those that come in while it
+    begins to draw the page.
+    """
     opinion = person.opinion(item_id)
     with st.container(horizontal=True, key=f"thumbs-{name}"):
         for value, word, icon in ((1, "like", "thumb_up"), (-1, "dislike", "thumb_down")):
@@ -67,6 +72,7 @@ def thumbs(item_id: str, person: Person, origin: str, name: str) -> None:
                 on_click=rate,
                 args=(person.key, item_id, 0 if chosen else value, origin),
             )
+    draw_again()
 
 
 def strip(now: Recommender, item_ids: Sequence[str], shown: int = 18) -> None:

@@ -132,6 +132,13 @@ def keep_dials() -> None:
 def rate(key: str, item_id: str, preference: float, origin: str) -> None:
     """Keep one click, before the page is drawn again."""
     recommender().feedback.add(key, item_id, preference, origin)
+    st.session_state["rated"] = True
+
+
+def draw_again() -> None:
+    """At the end of a fragment with thumbs: draw the page anew if a click was kept since it was drawn."""
+    if st.session_state.pop("rated", False):
+        st.rerun()
 
 
 def has(now: Recommender, what: str, *stages: str) -> bool:

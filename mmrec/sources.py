@@ -205,7 +205,12 @@ def _csv_rows(path: Path, header: list[str], delimiter: str) -> Iterator[Row]:
     try:
         with path.open("rb") as file:
             reader = csv.reader(_lines(file), delimiter=delimiter)
-            next(reader)
+            try:
+                next(reader)
+            except csv.Error as error:  # a quotation mark left open takes in the lines below
+                raise CatalogError(
+                    f"The column names of {path} cannot be read ({error}).", mend="Save the table as UTF-8 CSV."
+                ) from error
             while True:
                 where = f"{path.name} line {reader.line_num + 1}"
                 try:

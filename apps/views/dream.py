@@ -12,7 +12,19 @@ import numpy as np
 import streamlit as st
 
 from apps.cards import as_address, cover, drawn_cover, grid, heading, section
-from apps.session import UPLOAD_TYPES, Person, dial, has, kindly, opinions, person, rate, recommender, uploaded
+from apps.session import (
+    UPLOAD_TYPES,
+    Person,
+    dial,
+    draw_again,
+    has,
+    kindly,
+    opinions,
+    person,
+    rate,
+    recommender,
+    uploaded,
+)
 from mmrec import Dials
 
 if TYPE_CHECKING:
@@ -144,20 +156,28 @@ def show(who: Person, creation: Creation, number: int) -> None:
             f'<p class="reason">Novelty {novelty}: {words}</p>'
             f'{badges(creation)}<p class="kind apart">Nearest real items</p><div class="near">{around}</div>'
         )
-        with st.container(horizontal=True, key=f"thumbs-dream-{number}"):
-            for value, word, icon in ((1, "Like", "thumb_up"), (-1, "Dislike", "thumb_down")):
-                st.button(
-                    word,
-                    key=f"{word.lower()}-dream-{number}",
-                    icon=f":material/{icon}:",
-                    help=f"Counts for the nearest real item, {near[0].title}" if near else None,
-                    disabled=not near,
-                    on_click=judge,
-                    args=(who.key, creation, value),
-                )
-            data, name, kind = as_file(creation, number)
-            icon = ":material/download:"
-            st.download_button("Save", data, name, kind, key=f"save-{number}", icon=icon, on_click="ignore")
+        thumbs(who, creation, number)
+
+
+@st.fragment
+def thumbs(who: Person, creation: Creation, number: int) -> None:
+    """Like, dislike and save a dream; a fragment for the reason that `apps.cards.thumbs` is one."""
+    near = creation.dream.items
+    with st.container(horizontal=True, key=f"thumbs-dream-{number}"):
+        for value, word, icon in ((1, "Like", "thumb_up"), (-1, "Dislike", "thumb_down")):
+            st.button(
+                word,
+                key=f"{word.lower()}-dream-{number}",
+                icon=f":material/{icon}:",
+                help=f"Counts for the nearest real item, {near[0].title}" if near else None,
+                disabled=not near,
+                on_click=judge,
+                args=(who.key, creation, value),
+            )
+        data, name, kind = as_file(creation, number)
+        icon = ":material/download:"
+        st.download_button("Save", data, name, kind, key=f"save-{number}", icon=icon, on_click="ignore")
+    draw_again()
 
 
 def judge(key: str, creation: Creation, value: int) -> None:

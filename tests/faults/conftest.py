@@ -65,12 +65,14 @@ def small(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Small:
         "retriever": ["train", "retriever"],
         "prior": ["train", "prior"],
         "decoder": ["train", "decoder"],
+        "hybrid": ["train", "hybrid"],
         "evaluation": ["evaluate"],
         "additions": ["add", str(source / "more")],
     }
     made = Small(folder / "workspace", source, commands, {})
     warm.finish(["run", str(source / "small.yaml"), "-w", str(made.root)])
-    warm.finish(made.command("additions", made.root))
+    for stage in ("hybrid", "additions"):
+        warm.finish(made.command(stage, made.root))
     return made
 
 

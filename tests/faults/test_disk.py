@@ -63,7 +63,7 @@ def otherwise(small: Small, stage: str, root: Path) -> list[str]:
 
 
 STAGES = ["catalog", "interactions", "embeddings", "vectors", "ids", "index", "retriever", "prior", "decoder",
-          "evaluation", "additions"]  # fmt: skip
+          "hybrid", "evaluation", "additions"]  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -62,7 +62,7 @@ def whole(root: Path) -> None:
 
 
 STAGES = ["catalog", "interactions", "embeddings", "vectors", "ids", "index", "retriever", "prior", "decoder",
-          "evaluation", "additions"]  # fmt: skip
+          "hybrid", "evaluation", "additions"]  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", STAGES)

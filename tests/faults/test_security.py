@@ -71,7 +71,10 @@ def test_no_code_comes_out_of_a_file() -> None:
 EVIL_MODEL = """
 from pathlib import Path
 Path({flag!r}).write_text("it ran")
-from transformers import ClapConfig as EvilConfig, ClapModel as EvilModel, RobertaTokenizer as EvilTokenizer
+from transformers import ClapConfig, ClapModel, RobertaTokenizer
+class EvilConfig(ClapConfig): pass
+class EvilModel(ClapModel): pass
+class EvilTokenizer(RobertaTokenizer): pass
 """
 
 
@@ -159,21 +162,19 @@ def test_a_recipe_makes_no_objects(tmp_path: Path) -> None:
 def hostile(small: Small, tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
     """A workspace whose every title is an attack on whoever shows it."""
     folder = tmp_path_factory.mktemp("hostile")
-    rows = [
-        {"id": f"item{i}", "title": title, "text": f"words {i}", "credit": EVIL}
-        for i, title in enumerate(
-            [EVIL, "[/bold] [red]", "=HYPERLINK(1)", "\x1b[31mred\x1b]0;title\x07", '" onload="x']
-        )
-    ]
+    titles = [EVIL, "[/bold] [red]", "=HYPERLINK(1)", "\x1b[31mred\x1b]0;title\x07", '" onload="x']
+    titles += [f"plain {i}" for i in range(12)]
+    rows = [{"id": f"item{i}", "title": t, "text": f"words {i}", "credit": EVIL} for i, t in enumerate(titles)]
     (folder / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
     warm.finish(["ingest", str(folder / "items.jsonl"), "-w", str(folder / "workspace")])
-    warm.finish(["embed", "-w", str(folder / "workspace")])
+    for command in (["embed"], ["tokenize"], ["index", "build"]):
+        warm.finish([*command, "-w", str(folder / "workspace")])
     return folder / "workspace"
 
 
 def test_titles_are_text_to_the_terminal(hostile: Path, warm: Warm) -> None:
     """Neither rich's markup nor the terminal's escape codes get through."""
-    said = warm.finish(["search", "words", "-w", str(hostile)]).said
+    said = warm.finish(["search", "words", "-k", "20", "-w", str(hostile)]).said
     assert "\x1b" not in said
     assert "[/bold] [red]" in said
     assert "<script>" in said, "a terminal runs no scripts; the title is shown as it is"
@@ -209,7 +210,7 @@ def test_the_report_escapes_what_it_is_told(small: Small) -> None:
 
     frame = pd.read_parquet(small.root / "evaluation" / "metrics.parquet")
     frame["recommender"] = frame["recommender"].where(frame["recommender"] != "popularity", EVIL)
-    page = render_html(frame, About(dataset=EVIL, how=EVIL))
+    page = render_html(frame, About(dataset=EVIL, split="leave_one_out", command=EVIL))
     assert EVIL not in page
     assert '<script>alert("x")' not in page
 

@@ -340,3 +340,21 @@ def test_more_items_go_behind_and_keep_their_media(tmp_path: Path) -> None:
     assert both.image_path(1) == b.image_path(0)
     with pytest.raises(CatalogError, match="'one'"):
         both.extend(a)
+
+
+def test_column_names_that_are_no_csv_are_refused(tmp_path: Path) -> None:
+    """A carriage return among the names, or a quotation mark left open before one further down."""
+    for content in (b"id,ti\rtle\na,b\n", b'id,"title\na,b"\rc\n'):
+        (tmp_path / "items.csv").write_bytes(content)
+        with pytest.raises(CatalogError, match=r"column names of .* cannot be read"):
+            ingest_catalog(tmp_path / "items.csv", tmp_path / "out")
+
+
+def test_a_parquet_with_a_damaged_page_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "items.parquet"
+    pq.write_table(pa.table({"id": [f"item {i}" for i in range(2000)]}), file, compression="zstd", row_group_size=500)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
+    file.write_bytes(data)
+    with pytest.raises(CatalogError, match=r"(?s)items.parquet cannot be read as Parquet beyond row \d+.*\n.*anew"):
+        ingest_catalog(file, tmp_path / "out")
