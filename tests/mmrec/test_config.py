@@ -109,7 +109,8 @@ def test_the_recipes_of_the_repository_are_sound(file: Path) -> None:
     assert loaded.name == file.stem
     configure(FusionConfig, loaded.fusion, "fusion")
     configure(RetrieverConfig, loaded.retriever, "retriever")
-    configure(PriorConfig, loaded.prior, "prior")
+    if loaded.prior is not None:
+        configure(PriorConfig, loaded.prior, "prior")
     make_tokenizer(**loaded.tokenizer)
 
 
