@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,14 @@ tokenizer: {name: residual_kmeans, levels: 2, codebook_size: 16}
 retriever: {dim: 32, blocks: 1, heads: 2, epochs: 4}
 prior: {width: 64, depth: 2, heads: 2, context_width: 32, steps: 80, batch_size: 64, checkpoint_every: 20}
 """
+
+
+@pytest.fixture(autouse=True)
+def _main_stays_main() -> Iterator[None]:
+    """Streamlit's AppTest leaves its page in the place of `__main__`, and every process started later would run it."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture(autouse=True)
