@@ -4,9 +4,10 @@
 
 The workspace is copied, a real `mmrec app` serves the copy, and each visitor holds a websocket of its own and speaks
 Streamlit's protocol as a browser does: it draws the page, presses thumbs one after the other, each when the page has
-answered the one before, and at last `HASTE` of them without waiting. Counted are clicks sent, rows in
-`feedback.sqlite` (the same items, in order), error elements on any page, and the seconds from a click to the
-page that knows of it. With `--kill` the server dies by `kill -9` in the middle, and another takes its place.
+answered the one before, and at last `HASTE` of them without waiting; it stays until the page tells of all. Counted are
+clicks sent, rows in `feedback.sqlite` (the same items, in order), error elements on any page, and the seconds from a
+click to the page that knows of it. With `--kill` the server dies by `kill -9` in the middle, and another takes its
+place.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -41,7 +43,7 @@ from websockets.exceptions import ConnectionClosed
 from mmrec.feedback import Feedback
 
 HASTE = 3
-PATIENCE = 300
+PATIENCE = 120
 """Seconds any page may take before the visitor gives up, which fails the run."""
 THUMBS = ("like-start-", "dislike-start-", "like-recommend-", "dislike-recommend-")
 
@@ -73,8 +75,15 @@ class Visitor:
                 await self._click()
             for _ in range(haste):
                 await self._press()
-            if haste:
-                await self._drawn()
+            with contextlib.suppress(TimeoutError):  # then a click is lost, which the database tells
+                async with asyncio.timeout(PATIENCE):
+                    while self._told() < len(self.sent):
+                        await self._drawn()
+
+    def _told(self) -> int:
+        """How many opinions the page says it knows."""
+        said = re.search(r"You said <span>(\d+) liked · (\d+) disliked", self.words)
+        return int(said[1]) + int(said[2]) if said else 0
 
     async def _click(self) -> None:
         await self._press()
@@ -244,7 +253,7 @@ def after_a_kill(people: list[Visitor], told: dict[str, list[tuple[str, int]]]) 
         mine = told.get(person.name, [])
         if not len(person.answered) <= len(mine) <= len(person.sent) or mine != person.sent[: len(mine)]:
             raise RuntimeError(f"{person.name} was answered {person.answered}, and {mine} is kept")
-        person.sent = mine
+        person.sent = list(mine)
 
 
 def main() -> None:
