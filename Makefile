@@ -2,6 +2,7 @@
 # make demo SERVE=0  the same without the server
 # make test          the whole test suite
 # make results       docs/results.md from docs/results/*.json
+# make bench-decoding, make bench-index: what is timed beside others; each writes its records
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ FAISS := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 SERVE ?= 1
 PORT ?= 8501
 
-.PHONY: env demo test lint results clean
+.PHONY: env demo test lint results bench-decoding bench-index clean
 
 env: .venv/installed-$(FAISS)
 
@@ -40,6 +41,13 @@ lint: env
 
 results: env
 	$(BIN)/python -m mmrec.results
+
+bench-decoding: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.decoding --record docs/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.decoding_scale --record docs/results
+
+bench-index: env
+	$(BIN)/python benchmarks/index_million.py
 
 clean:
 	rm -rf .venv workspaces
