@@ -49,7 +49,7 @@ def train_retriever(
     an undisturbed run. progress: called with (epochs done, epochs). Raises ValueError for a checkpoint of another run,
     or if the arguments do not fit together.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     count = items if vectors is None and ids is None else len(vectors if vectors is not None else ids)  # type: ignore[arg-type]
     if count is None:
@@ -60,7 +60,8 @@ def train_retriever(
     if not histories:
         raise ValueError("there is no event to train on: every history is empty")
 
-    accelerator = Accelerator()
+    # the buffers hold the catalog and never change: nothing to tell each other at every step
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     fingerprint = _fingerprint(histories, vectors, ids, config, validation, seed)
     checkpoint = checkpoint_dir / "checkpoint.pt" if checkpoint_dir is not None else None
     with torch.random.fork_rng():  # the caller's generator is not ours to move
@@ -137,25 +138,34 @@ def _train_epoch(
     generator = torch.Generator().manual_seed(_mix(seed, epoch, 0))
     torch.manual_seed(_mix(seed, epoch, 1 + accelerator.process_index))
     todo = batches(histories, config.max_history, config.batch_size, seed, epoch)
-    # Every process takes the same number of steps, the last ones wrapping around, or they would wait for each other.
-    starts = range(0, len(todo), accelerator.num_processes)
-    mine = [(start + accelerator.process_index) % len(todo) for start in starts]
     model.train()
     total = 0.0
-    for step in mine:
+    for step, batch in enumerate(todo):
         rate = config.learning_rate * _schedule((epoch + step / len(todo)) / config.epochs, config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         negatives = None
         if items > config.full_softmax_up_to:
             negatives = torch.randint(items, (config.negatives,), generator=generator).to(accelerator.device)
-        loss = model(torch.from_numpy(todo[step]).to(accelerator.device), negatives)
+        rows, share = _mine(batch, accelerator.process_index, accelerator.num_processes)
+        loss = share * model(torch.from_numpy(rows).to(accelerator.device), negatives)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         total += loss.item()
-    return total / len(mine)
+    return total / len(todo)
+
+
+def _mine(batch: np.ndarray, process: int, processes: int) -> tuple[np.ndarray, float]:
+    """The rows of a batch [B, T] that one of the processes takes, and what their mean loss counts.
+
+    Gradients are averaged over processes; weighed so, their average is that of the whole batch's mean over positions.
+    """
+    rows = batch[process::processes]
+    if not len(rows):  # fewer rows than processes: somebody's counts nothing
+        return batch[:1], 0.0
+    return rows, float((rows >= 0).sum() * processes / (batch >= 0).sum())
 
 
 def _schedule(done: float, warmup: float) -> float:
