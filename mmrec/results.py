@@ -90,7 +90,10 @@ def records_of(
     command: str,
     metrics: Sequence[str] = HEADLINE,
 ) -> list[Record]:
-    """The rows of `summarise_seeds` (or of one `evaluate`) for `metrics` as records of this commit and this machine."""
+    """The rows of `summarise_seeds` (or of one `evaluate`) for `metrics` as records of this commit and this machine.
+
+    A row that was measured with fewer seeds than the others names the first of them only.
+    """
     mean = "mean" if "mean" in summary else "value"
     at, on = commit(), machine()
     return [
@@ -101,7 +104,7 @@ def records_of(
             metric=row["metric"],
             mean=row[mean],
             std=None if math.isnan(row.get("std", math.nan)) else row["std"],
-            seeds=tuple(seeds),
+            seeds=tuple(seeds[: int(row.get("seeds", len(seeds)))]),
             command=command,
             commit=at,
             machine=on,
