@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,38 @@ def random_moments(seed: str, needle: str, touches: int, n: int) -> list[Moment]
     """`n` moments over the whole of a run; half of them a little after a touch, in the middle of writing."""
     dice = random.Random(seed)
     return [Moment(needle, dice.randint(1, touches), dice.choice([0.0, dice.uniform(0, 0.2)])) for _ in range(n)]
+
+
+# What a command's process may do first. It imports this module by name, and so nothing that is called conftest.
+
+
+def limited(size: int) -> None:
+    """No file may grow beyond `size` bytes, as with a quota."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def stop_at(needle: str, flag: Path) -> None:
+    """Stand still at the first touch of a file with `needle` in its path, having left `flag`."""
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.mkdir" and needle in str(arguments[0]) and not flag.exists():
+            flag.write_text(str(os.getpid()))
+            time.sleep(600)
+
+    sys.addaudithook(watch)
+
+
+def backwards() -> None:
+    """Every look at the clock finds it an hour earlier than the one before."""
+    began, looks = time.time(), 0
+
+    def earlier() -> float:
+        nonlocal looks
+        looks += 1
+        return began - 3600 * looks
+
+    time.time = earlier
+    time.time_ns = lambda: int(earlier() * 1e9)
 
 
 def _child(command: list[str], moment: Moment | None, report: Path, before: Any) -> None:

@@ -5,26 +5,13 @@ import shutil
 import time
 from pathlib import Path
 
-from kills import Moment, Warm
+from kills import Moment, Warm, backwards
 from PIL import Image
 
 from conftest import Small
 from mmrec.workspace import MENDS, Workspace
 
 YEAR = 365 * 86400
-
-
-def backwards() -> None:
-    """Every look at the clock finds it an hour earlier than the one before."""
-    began, looks = time.time(), 0
-
-    def earlier() -> float:
-        nonlocal looks
-        looks += 1
-        return began - 3600 * looks
-
-    time.time = earlier
-    time.time_ns = lambda: int(earlier() * 1e9)
 
 
 def test_every_stage(small: Small, tmp_path: Path, warm: Warm) -> None:

@@ -1,7 +1,6 @@
 """Full disks and folders closed to writing: every stage says so in words, and leaves what was there as it was."""
 
 import os
-import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from kills import Warm
+from kills import Warm, limited
 
 from conftest import Small
 from mmrec.errors import MmrecError
@@ -110,11 +109,6 @@ def test_a_full_disk_while_making_for_many_people(small: Small, small_disk: Moun
     ballast.unlink()
     warm.finish([*command, "--out", str(out)])
     assert sorted(f.name for f in out.iterdir()) == ["job.json", "manifest.parquet", "p01", "p02"]
-
-
-def limited(size: int) -> None:
-    """No file may grow beyond `size` bytes, as with a quota."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.mark.parametrize("stage", ["embeddings", "vectors", "retriever", "prior", "index"])

@@ -3,29 +3,17 @@
 import os
 import signal
 import socket
-import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import Warm
+from kills import Warm, stop_at
 
 from conftest import Small
 from mmrec.errors import MmrecError
 from mmrec.workspace import Workspace
-
-
-def stop_at(needle: str, flag: Path) -> None:
-    """Stand still at the first touch of a file with `needle` in its path, having left `flag`."""
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "os.mkdir" and needle in str(arguments[0]) and not flag.exists():
-            flag.write_text(str(os.getpid()))
-            time.sleep(600)
-
-    sys.addaudithook(watch)
 
 
 def test_the_second_is_told_who_the_first_is(small: Small, mine: Path, warm: Warm, tmp_path: Path) -> None:
