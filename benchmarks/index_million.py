@@ -3,8 +3,9 @@
     python benchmarks/index_million.py                      # 1,000,000 x 512 into docs/results/index_million.json
     python benchmarks/index_million.py --items 100000 --no-record
 
-Its peers are no dependencies of mmrec: `pip install hnswlib` first. Every part builds in a process of its own and serves in another, so that resident memory is the server's alone; a part
-that is finished is skipped when the run is started again. A server has only what it needs to answer: the index.
+Its peers are no dependencies of mmrec: `pip install hnswlib` first. Every part builds in a process of its own and
+serves in another, so that resident memory is the server's alone; a part that is finished is skipped when the run is
+started again. A server has only what it needs to answer: the index.
 
 The vectors are synthetic. Each comes from a point in 48 dimensions, drawn around one of 2,000 centres of unequal size
 whose spread is as wide as the distance between them, so that they overlap and no partition separates them; a random
