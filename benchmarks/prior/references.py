@@ -128,7 +128,7 @@ def other_tiger(bench: Bench, n: int = 16, steps: int = 50) -> Answer:
 
     few = 8
     config = bench.config(max_history=few)
-    prior = bench._model("other-tiger", train_prior, Prior, config)
+    prior = bench.model("other-tiger", train_prior, Prior, config)
     q = bench.asked
     conditions = Conditions.from_histories(q.histories, q.preferences, bench.vectors, max_history=few, ordered=False)
     start = time.process_time()

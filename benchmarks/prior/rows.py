@@ -85,23 +85,41 @@ class Bench:
     def config(self, **changes: Any) -> PriorConfig:
         return PriorConfig(**{**TRAINING, "steps": self.chosen["steps"], **changes})
 
-    def _model(self, name: str, train: Callable[..., Any], kind: type, config: PriorConfig) -> Any:
+    @cached_property
+    def bridged(self) -> dict[str, np.ndarray]:
+        """What each modality alone says of every item, carried into the item space: steers."""
+        from encoders.bridge import Bridge
+
+        embeddings = self.study.embeddings
+        steers = {}
+        for modality, present in embeddings.present.items():
+            bridge = Bridge.fit(embeddings.vectors[modality][present], self.vectors[present], seed=0)
+            steers[modality] = np.where(present[:, None], bridge.transform(embeddings.vectors[modality]), 0)
+        return steers
+
+    def model(self, name: str, train: Callable[..., Any], kind: type, config: PriorConfig) -> Any:
+        """The model of that name, trained if it is not there."""
         folder = self.models / name
         if not (folder / "config.json").is_file():
             learned = self.study.train
-            checkpoints = self.models / f".{name}"
             train(
-                learned.items, learned.preferences, self.vectors, config, seed=self.seed, checkpoint_dir=checkpoints
+                learned.items,
+                learned.preferences,
+                self.vectors,
+                config,
+                steers=self.bridged,
+                seed=self.seed,
+                checkpoint_dir=self.models / f".{name}",
             ).save_pretrained(folder)
         return kind.from_pretrained(folder)
 
     @cached_property
     def prior(self) -> Prior:
-        return self._model("prior", train_prior, Prior, self.config())
+        return self.model("prior", train_prior, Prior, self.config())
 
     @cached_property
     def regression(self) -> RegressionPrior:
-        return self._model("regression", train_regression, RegressionPrior, self.config())
+        return self.model("regression", train_regression, RegressionPrior, self.config())
 
     def permitted(self, row: int) -> np.ndarray:
         """Which items may be listed: all the person has not met, or where items were given to people, the rest of
