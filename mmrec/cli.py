@@ -217,16 +217,35 @@ def imagine(
     image: Annotated[Path | None, typer.Option(help="Steer toward this picture.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Steer toward this sound.")] = None,
     avoid: Annotated[str, typer.Option(help="Keep away from these words.")] = "",
+    pictures: Annotated[
+        Path | None, typer.Option(help="A folder of the person's own pictures, read as things they like.")
+    ] = None,
+    vector: Annotated[
+        Path | None, typer.Option(help="A .npy file with a vector of the item space that stands for the person.")
+    ] = None,
+    refuse: Annotated[
+        list[str] | None, typer.Option("--refuse", help="An item id shown before in vain; may be repeated.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="How many dreams.")] = 6,
     k: Count = 10,
     steps: Annotated[int, typer.Option(min=1, max=16, help="Network evaluations along the path.")] = 8,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is safe, 1 the model's own, above 1 wilder.")] = 1.0,
+    exploration: Annotated[
+        float, typer.Option("--exploration", "--temperature", min=0, help="0 is safe, 1 the model's own, 2 wild.")
+    ] = 1.0,
+    guidance: Annotated[
+        list[str] | None,
+        typer.Option(help="WHAT=WEIGHT for likes, dislikes, text, image, audio or avoid; 0 ignores, 1 is plain."),
+    ] = None,
+    interval: Annotated[
+        str, typer.Option(help="LOW,HIGH: noise levels in which guidance acts, 0 is data and 1 noise.")
+    ] = "0,1",
     out: Annotated[Path | None, typer.Option(help="Also make the dreams: pictures and music into this folder.")] = None,
     seed: Seed = 0,
 ) -> None:
     """What could exist for a person: dreams, how new they are, and the real items nearest to them."""
-    from mmrec import Dials
+    import numpy as np
 
+    dials = _dials(guidance, interval, exploration)
     recommender = _recommender(workspace)
     imagined = recommender.imagine(
         user,
@@ -236,10 +255,13 @@ def imagine(
         image=image,
         audio=audio,
         avoid=avoid,
+        pictures=pictures or (),
+        vector=None if vector is None else np.load(vector, allow_pickle=False),
+        refused=refuse or (),
         n=n,
         k=k,
         steps=steps,
-        dials=Dials(temperature=temperature),
+        dials=dials,
         seed=seed,
     )
     rows = [
@@ -413,6 +435,21 @@ def _pairs(given: list[str] | None) -> dict[str, str]:
         if "=" not in pair:
             raise MmrecError(f"{pair!r} names no column", mend="--column OWN=NAME, as --column sku=id")
     return dict(pair.split("=", 1) for pair in given or ())
+
+
+def _dials(guidance: list[str] | None, interval: str, exploration: float) -> Any:
+    """The dials of a dream out of what was typed."""
+    from mmrec import Dials
+    from mmrec.errors import MmrecError
+
+    try:
+        low, high = (float(end) for end in interval.split(","))
+        weights: Any = {name: float(weight) for name, weight in (pair.split("=") for pair in guidance or ())}
+        return Dials(**weights, temperature=exploration, interval=(low, high))
+    except (ValueError, TypeError) as error:
+        raise MmrecError(
+            f"the dials cannot be read: {error}", mend="as in --guidance likes=2 --guidance text=3 --interval 0.2,0.9"
+        ) from error
 
 
 def _lines(file: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from mmrec.errors import MmrecError
 from mmrec.feedback import Feedback
 from mmrec.hybrid import proposals, told
 from mmrec.interactions import Histories, load_histories
+from mmrec.sources import IMAGE_SUFFIXES
 from mmrec.stages import Embeddings, has_log, load_embeddings, load_vectors
 from mmrec.workspace import Workspace
 
@@ -29,8 +31,15 @@ if TYPE_CHECKING:
     from encoders.base import Encoder
     from retrieval.hybrid import Vote
 
+log = logging.getLogger(__name__)
+
 ALIKE = 0.35
 """Cosine from which one item is given as the reason for another."""
+MOST_PICTURES = 50
+"""Of a person's own that are read, the last by name."""
+VOTERS = 64
+"""Dreams that vote on which real items ground them, where fewer are asked for."""
+WORDS_FOR_THE_GAP = 256
 CANDIDATES = 200
 """How many of the retriever's best items the dials of `Recommender.recommend` re-weigh."""
 
@@ -205,6 +214,13 @@ class Recommender:
 
         index = VectorIndex.load(self._part("index"))
         return index if len(index) == len(self.vectors) else VectorIndex.build(self.vectors, factory=self.recipe.index)
+
+    @cached_property
+    def worth(self) -> Any:
+        """What the log says of items beside what is dreamt, `retrieval.worth.Worth`."""
+        from retrieval.worth import Worth
+
+        return Worth(self.histories.items, self.histories.preferences, len(self.catalog))
 
     @cached_property
     def feedback(self) -> Feedback:
@@ -391,6 +407,9 @@ class Recommender:
         image: str | Path | None = None,
         audio: str | Path | None = None,
         avoid: str = "",
+        pictures: str | Path | Sequence[str | Path] = (),
+        vector: np.ndarray | None = None,
+        refused: Sequence[str] = (),
         n: int = 6,
         k: int = 10,
         steps: int = 8,
@@ -399,22 +418,36 @@ class Recommender:
     ) -> Imagination:
         """Dream vectors of items this person would love, and ground each in the catalog.
 
+        Where nothing steers the dreams, what the log says of items counts in grounding, too (`retrieval.worth`).
+
         Args:
             text, image, audio: steer the dreams toward words, a picture, a sound; any mix.
             avoid: words to keep away from.
+            pictures: a folder of the person's own pictures (or their paths), each read as something liked: a visual
+                history may be all that is known of somebody (VisualLens, Zhang et al. 2024).
+            vector: float32 [D] in the item space that stands for the person, read as something liked.
+            refused: item ids that an earlier round showed in vain; they are hidden and count as disliked, for the
+                prior and for what the log says, so that the next round learns from them (Ada-Retrieval, Li et al. 2024).
             n: how many dreams.
             k: how many real items to ground them in.
             steps: network evaluations along the path, 1 to 16.
-            dials: weight of each condition and the temperature, `diffusion.prior.Dials`.
+            dials: weight of each condition, the interval they act in, and exploration, `diffusion.prior.Dials`.
             seed: same seed, same dreams.
         """
         from diffusion.prior import Dials
-        from retrieval.grounding import ground
+        from retrieval.grounding import ground, ground_by_votes
 
-        items, preferences = self._taste(user, likes, dislikes)
-        conditions = self.conditions(items, preferences, text=text, image=image, audio=audio, avoid=avoid)
-        seeds = self.prior.sample(conditions, n, steps=steps, dials=dials or Dials(), seed=seed)[0]  # [n, D]
-        grounding = ground(seeds, None, self.index, k, exclude=items)
+        items, preferences = self._taste(user, likes, [*dislikes, *refused])
+        more = self._of_pictures(pictures) + ([] if vector is None else [np.asarray(vector, np.float32)])
+        conditions = self.conditions(items, preferences, more, text=text, image=image, audio=audio, avoid=avoid)
+        if not more and not (text or image or audio) and has_log(self.workspace):
+            worth = self.worth.of([items], [preferences])[0]
+            seeds = self.prior.sample(conditions, max(n, VOTERS), steps=steps, dials=dials or Dials(), seed=seed)[0]
+            grounding = ground_by_votes(seeds, worth, self.index, k, exclude=items)
+            seeds = seeds[:n]
+        else:
+            seeds = self.prior.sample(conditions, n, steps=steps, dials=dials or Dials(), seed=seed)[0]  # [n, D]
+            grounding = ground(seeds, None, self.index, k, exclude=items)
         met = np.isin(np.arange(len(self.catalog)), items)
         liked = items[preferences > 0]
         near_scores, near = self.index.search(seeds, 5, allowed=~met)
@@ -496,22 +529,33 @@ class Recommender:
         self,
         items: np.ndarray,
         preferences: np.ndarray,
+        more: Sequence[np.ndarray] = (),
         *,
         text: str = "",
         image: str | Path | None = None,
         audio: str | Path | None = None,
         avoid: str = "",
     ) -> Any:
-        """One person's conditions for the prior: the rated history and the steers, all in the item space."""
+        """One person's conditions for the prior: the rated history and the steers, all in the item space.
+
+        `more` are vectors [D] beside the catalog's that are liked; they come before the history.
+        """
         from diffusion.prior import Conditions
 
         def steered(modality: str, what: str | Path | None) -> np.ndarray | None:
             return self.steer(modality, what)[None] if what else None
 
+        liked = np.array([vector / np.linalg.norm(vector) for vector in more], np.float32).reshape(len(more), -1)
+        if liked.size and liked.shape[1] != self.vectors.shape[1]:
+            raise MmrecError(
+                f"a vector has {liked.shape[1]} numbers, the item space {self.vectors.shape[1]}",
+                mend="give one of the item space, as of vectors.npy in the workspace",
+            )
+        history = np.concatenate([liked, self.vectors[items]]) if liked.size else self.vectors[items]
         return Conditions(
-            history=self.vectors[items][None],
-            preferences=preferences[None].astype(np.float32),
-            mask=np.ones((1, len(items)), bool),
+            history=history[None],
+            preferences=np.concatenate([np.ones(len(liked)), preferences])[None].astype(np.float32),
+            mask=np.ones((1, len(history)), bool),
             text=steered("text", text),
             image=steered("image", image),
             audio=steered("audio", audio),
@@ -521,21 +565,66 @@ class Recommender:
     def steer(self, modality: str, what: str | Path) -> np.ndarray:
         """Words, or the picture or sound at a path, as a unit vector float32 [D] in the item space.
 
+        A catalog without words is steered by words through an encoder of its pictures or sounds that reads words, too
+        (CLIP, CLAP), the gap between the two closed.
+
         Raises:
             MmrecError: if the catalog has nothing of that modality, so that no bridge could be learned.
         """
+        if modality == "text" and "text" not in self.spaces:
+            for medium in ("image", "audio"):
+                if medium in self.spaces and "text" in self._encoder(medium).modalities:
+                    words = self._encoder(medium).encode([read_media(str(what), "text")], "text")
+                    return self._in_item_space(medium, self._gap(medium).to_media(words))
         if modality not in self.spaces:
             raise MmrecError(
                 f"the catalog has no {modality}, so nothing links {modality} to its items",
                 mend="steer with " + " or ".join(m for m in MODALITIES if m in self.spaces and m != "tags"),
             )
+        return self._in_item_space(
+            modality, self._encoder(modality).encode([read_media(str(what), modality)], modality)
+        )
+
+    def _encoder(self, modality: str) -> Encoder:
         if modality not in self._encoders:
             from encoders.registry import load_encoder
 
             self._encoders[modality] = load_encoder(self.spaces[modality]["encoder"])
-        vector = self._encoders[modality].encode([read_media(str(what), modality)], modality)
+        return self._encoders[modality]
+
+    def _in_item_space(self, modality: str, vector: np.ndarray) -> np.ndarray:
         item = self._bridge(f"{modality}_to_item").transform(vector)[0]
         return (item / (np.linalg.norm(item) + 1e-9)).astype(np.float32)
+
+    def _gap(self, medium: str) -> Any:
+        """Between the titles and the pictures (or sounds) of the catalog, in the space of the medium's encoder."""
+        from encoders.gap import ModalityGap
+
+        if medium not in self._gaps:
+            words = [self.catalog.titles[row] or self.catalog.item_ids[row] for row in range(len(self.catalog))]
+            few = np.random.default_rng(0).permutation(len(words))[:WORDS_FOR_THE_GAP]
+            told = self._encoder(medium).encode([words[row] for row in few], "text")
+            self._gaps[medium] = ModalityGap(told, self._seen(medium)[1])
+        return self._gaps[medium]
+
+    @cached_property
+    def _gaps(self) -> dict[str, Any]:
+        return {}
+
+    def _of_pictures(self, given: str | Path | Sequence[str | Path]) -> list[np.ndarray]:
+        """Vectors in the item space of a folder's pictures; those that cannot be read are left out, with a warning."""
+        from encoders.media import MediaError
+
+        vectors = []
+        paths = _pictures(given)
+        for path in paths:
+            try:
+                vectors.append(self.steer("image", path))
+            except MediaError as error:
+                log.warning("left out: %s", error)
+        if paths and not vectors:
+            raise MmrecError(f"none of {len(paths)} pictures can be read", mend="give pictures that open elsewhere")
+        return vectors
 
     def map(self) -> np.ndarray:
         """Where each item lies on a flat map, float32 [N, 2]; items added later sit on their nearest neighbour."""
@@ -689,6 +778,18 @@ class Recommender:
             code,
             self.labels.get(str(code[0]), ""),
         )
+
+
+def _pictures(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The pictures of a folder, by name, or the paths given; as many of the last as the prior reads."""
+    if not isinstance(given, str | Path):
+        return [Path(path) for path in given][-MOST_PICTURES:]
+    folder = Path(given)
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise MmrecError(f"{folder} is no folder with pictures ({kinds}) in it", mend="give another folder")
+    return found[-MOST_PICTURES:]
 
 
 def _medium(items: Sequence[Item]) -> Literal["image", "audio"]:

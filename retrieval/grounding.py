@@ -114,9 +114,10 @@ def ground_by_votes(
     if len(seeds) == 0 or not permitted.any():
         return Grounding(items, scores, seed_of, novelty(seeds, index) if len(seeds) else np.empty(0, np.float32))
     candidates = np.flatnonzero(permitted)
-    if len(candidates) > CONSIDERED:
-        near = index.search(seeds, CONSIDERED, permitted)[1]
-        best = candidates[np.argpartition(-worth[candidates], CONSIDERED - 1)[:CONSIDERED]]
+    wide = max(CONSIDERED, k)
+    if len(candidates) > wide:
+        near = index.search(seeds, wide, permitted)[1]
+        best = candidates[np.argpartition(-worth[candidates], wide - 1)[:wide]]
         candidates = np.union1d(near[near >= 0], best)
     cosine = index.vectors(candidates) @ seeds.T  # [C, S]
     wish = worth[candidates, None] + reach * cosine

@@ -242,6 +242,32 @@ def pull(opened: Recommender, vector: np.ndarray, likes: list[str], **steer: obj
     return float(np.mean([dream.vector @ vector for dream in dreams]))
 
 
+def test_somebody_known_by_pictures_or_a_vector_alone(opened: Recommender, tmp_path: Path) -> None:
+    picture = opened.catalog.index["pic-poodle"]
+    shutil.copy(opened.catalog.image_path(picture), tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    vector = opened.vectors[picture]
+    nobody = pull(opened, vector, [])
+    assert pull(opened, vector, [], pictures=tmp_path) > nobody + 0.05
+    assert pull(opened, vector, [], pictures=[tmp_path / "a.png"]) == pull(opened, vector, [], pictures=tmp_path)
+    assert pull(opened, vector, [], vector=3 * vector) > nobody + 0.05
+    for wrong in ({"pictures": tmp_path / "none"}, {"pictures": [tmp_path / "b.png"]}, {"vector": np.ones(3)}):
+        with pytest.raises(MmrecError):
+            opened.imagine(**wrong)
+
+
+def test_a_round_learns_from_what_was_refused(opened: Recommender) -> None:
+    user = opened.histories.user_ids[2]
+    first = opened.imagine(user, k=5, n=4)
+    refused = ids(first.items)[:3]
+    again = opened.imagine(user, k=5, n=4, refused=refused)
+    assert not set(refused) & set(ids(again.items))
+    assert all(np.abs(a.vector - b.vector).max() > 0 for a, b in zip(first.dreams, again.dreams, strict=True))
+    rows = [opened.catalog.index[item] for item in refused]
+    away = opened.vectors[rows].mean(0)
+    assert np.mean([d.vector @ away for d in again.dreams]) < np.mean([d.vector @ away for d in first.dreams])
+
+
 def test_steers_pull_and_avoid_pushes(opened: Recommender, likes: list[str]) -> None:
     for text in ("food and drink", "a smiling face", "an animal", "a train"):
         vector = opened.steer("text", text)
