@@ -1,7 +1,7 @@
 """The modality gap: in a space that two towers share, words and pictures (or sounds) lie in two cones apart.
 
-Liang et al. 2022, "Mind the Gap", section 4: the gap is about one constant vector, so that shifting by the difference of
-the two means closes it. Words as a steer have to be shifted before they are read as a picture would be.
+Liang et al. 2022, "Mind the Gap", section 4: the gap is about one constant vector, so that shifting by the difference
+of the two means closes it. Words as a steer have to be shifted before they are read as a picture would be.
 """
 
 from __future__ import annotations

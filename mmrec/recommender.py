@@ -427,7 +427,8 @@ class Recommender:
                 history may be all that is known of somebody (VisualLens, Zhang et al. 2024).
             vector: float32 [D] in the item space that stands for the person, read as something liked.
             refused: item ids that an earlier round showed in vain; they are hidden and count as disliked, for the
-                prior and for what the log says, so that the next round learns from them (Ada-Retrieval, Li et al. 2024).
+                prior and for what the log says, so that the next round learns from them (Ada-Retrieval, Li et al.
+                2024).
             n: how many dreams.
             k: how many real items to ground them in.
             steps: network evaluations along the path, 1 to 16.

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.prior import report
-from benchmarks.prior.measure import measure
+from benchmarks.prior.measure import measure, steer, verify
 from benchmarks.prior.people import DATASETS, build, study
 from benchmarks.prior.rows import Bench, rows
 
@@ -36,6 +36,10 @@ def main() -> None:
             bench = Bench(study(name, seed, options.folder), options.folder / "models" / name / told)
             for row in wanted:
                 measure(bench, row, rows()[row], options.folder / "measured" / name / told)
+            if not options.rows:
+                verify(bench, options.folder / "measured" / name / told)
+                if seed == 0:
+                    steer(bench, options.folder / "measured" / name / told)
         if options.choose:
             report.show(name, options.folder / "measured" / name, ["aside"])
     if options.record:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.prior.people import DATASETS
 from benchmarks.prior.rows import Answer, Bench
+from diffusion.guidance import Dials
 from mmrec.evaluation import distributions, metrics
 
 PEOPLE = ("recall", "ndcg", "miscalibration", "miscalibration_shown", "mode_coverage", "energy_score", "vendi",
           "novelty")  # fmt: skip
 """Numbers per person; the others are one per study."""
+VERIFIED = 16  # dreams of each person that verifiers judge
 
 
 def measure(bench: Bench, row: str, answer: Callable[[Bench], Answer], folder: Path) -> None:
@@ -57,6 +60,31 @@ def judge(bench: Bench, answer: Answer) -> dict[str, np.ndarray]:
     numbers["mauve"] = np.array(distributions.mauve(pooled, real, bench.seed))
     numbers["per_second"], numbers["evaluations"] = np.array(answer.per_second), np.array(answer.evaluations)
     return numbers
+
+
+def verify(bench: Bench, folder: Path) -> None:
+    """Keep what verifiers say of everybody's dreams, unless it is there."""
+    from benchmarks.prior.verifier import verify as judged
+
+    file = folder / "verified.npz"
+    if not file.is_file():
+        seeds = bench.prior.sample(
+            bench.conditions, VERIFIED, dials=Dials(likes=bench.chosen["likes"]), seed=bench.seed
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **asdict(judged(bench.study, seeds, bench.seed)))
+
+
+def steer(bench: Bench, folder: Path) -> None:
+    """Keep the curves of steering, unless they are there."""
+    from benchmarks.prior.steering import curves
+
+    for kind in [*bench.bridged, "avoid"]:
+        file = folder / f"steering-{kind}.npz"
+        if not file.is_file():
+            print(f"{bench.study.name}: steering by {kind}", flush=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez(file, **curves(bench, kind))
 
 
 def some(parts: list[np.ndarray], seed: int, most: int = 2000) -> np.ndarray:

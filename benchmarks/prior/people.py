@@ -24,7 +24,7 @@ from mmrec.workspace import Workspace
 PARTS = 5
 SHOWN = 50
 DATASETS: dict[str, dict[str, Any]] = {
-    "ml1m_posters": {"fewest": 10, "asked": 300, "dim": 128, "k": 10, "clusters": 20, "assigned": False},
+    "ml1m_posters": {"fewest": 10, "asked": 200, "dim": 128, "k": 10, "clusters": 20, "assigned": False},
     "emotify": {"fewest": 4, "asked": None, "dim": 64, "k": 5, "clusters": 8, "assigned": True},
     "oasis_beauty": {"fewest": 4, "asked": None, "dim": 64, "k": 5, "clusters": 8, "assigned": True},
 }

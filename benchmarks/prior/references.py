@@ -105,7 +105,7 @@ def sample(model: Rebeca, users: np.ndarray, n: int, seed: int, levels: int = LE
     return F.normalize(x, dim=1).view(len(users), n, -1).numpy()
 
 
-def rebeca(bench: Bench, people: int = 16, n: int = 8, steps: int = 400) -> Answer:
+def rebeca(bench: Bench, people: int = 8, n: int = 4, steps: int = 200) -> Answer:
     """REBECA cannot serve a person it was not trained with: what is shown of the asked is put into its training, which
     is the retraining each new person would need; a few people with a few seeds are asked, for it is slow."""
     from benchmarks.prior.rows import Answer
@@ -121,7 +121,7 @@ def rebeca(bench: Bench, people: int = 16, n: int = 8, steps: int = 400) -> Answ
     return Answer(bench.plain(list(seeds)), list(seeds), rate, 2 * LEVELS, rows)
 
 
-def other_tiger(bench: Bench, n: int = 16, steps: int = 50) -> Answer:
+def other_tiger(bench: Bench, n: int = 8, steps: int = 50) -> Answer:
     """rynmurdock/preference-prior: a few liked vectors with their scores condition a prior, no training for a new
     person, 50 steps. Here: our network shown the last eight rated items, no dials, plain grounding."""
     from benchmarks.prior.rows import Answer

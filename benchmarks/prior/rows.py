@@ -28,9 +28,9 @@ LISTED = 64  # items that stand for a recommender without seeds where vectors ar
 TRAINING: dict[str, Any] = {"width": 128, "depth": 2, "context_width": 64, "batch_size": 64, "targets": 4,
                             "learning_rate": 2e-3}  # fmt: skip
 CHOSEN: dict[str, dict[str, Any]] = {
-    "ml1m_posters": {"steps": 500, "reach": 4.0, "couse": 6.0, "shrink": 300.0, "trust": 1.0, "likes": 1.0},
-    "emotify": {"steps": 300, "reach": 2.0, "couse": 6.0, "shrink": 300.0, "trust": 8.0, "likes": 1.0},
-    "oasis_beauty": {"steps": 500, "reach": 3.0, "couse": 6.0, "shrink": 300.0, "trust": 2.0, "likes": 1.0},
+    "ml1m_posters": {"steps": 400, "reach": 4.0, "couse": 6.0, "shrink": 300.0, "trust": 1.0, "likes": 1.0},
+    "emotify": {"steps": 200, "reach": 2.0, "couse": 6.0, "shrink": 300.0, "trust": 8.0, "likes": 1.0},
+    "oasis_beauty": {"steps": 300, "reach": 3.0, "couse": 6.0, "shrink": 300.0, "trust": 2.0, "likes": 1.0},
 }
 """What was chosen on the people set aside."""
 

@@ -20,8 +20,8 @@ PEOPLE, SEEDS = 60, 16
 
 
 def steers(bench: Bench, kind: str) -> np.ndarray:
-    """For each of `PEOPLE` an item drawn at random, as words, a picture or a sound lead to it through a bridge; to avoid,
-    one of the person's own tastes: an item among the likes shown."""
+    """For each of `PEOPLE` an item drawn at random, as words, a picture or a sound lead to it through a bridge; to
+    avoid, one of the person's own tastes: an item among the likes shown."""
     rng = np.random.default_rng([bench.seed, 7])
     through = bench.bridged.get("text" if kind == "avoid" and "text" in bench.bridged else kind, bench.vectors)
     picked = [

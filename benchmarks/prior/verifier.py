@@ -1,10 +1,10 @@
 """Personal, not generic: do a person's dreams suit that person better than somebody else's dreams do?
 
-The verifier of a person is learned from ratings that the prior never saw, those held out, and sees items by other means:
-through the ratings of the people set aside (singular vectors of what is left of them when people's and items' means
-are taken off) and by tags hashed (genres or categories). It is a ridge regression per person. A dream is judged by the real
-item nearest to it; where people were given what they rated, by the nearest of those that this person was given, so that
-nobody wins by what they were given.
+The verifier of a person is learned from ratings that the prior never saw, those held out, and sees items by other
+means: through the ratings of the people set aside (singular vectors of what is left of them when the means of people
+and items are taken off) and by hashed tags (genres or categories). It is a ridge regression per person. A dream is
+judged by the real item nearest to it; where people were given what they rated, by the nearest of those that this person
+was given, so that nobody wins by what they were given.
 """
 
 from __future__ import annotations
