@@ -10,6 +10,8 @@ import numpy as np
 from benchmarks.prior.measure import PEOPLE, slug
 from benchmarks.prior.people import DATASETS
 from benchmarks.prior.rows import rows
+from benchmarks.prior.steering import draw, gain_over_line
+from benchmarks.prior.verifier import calibration_error, swap_margin
 from mmrec import results
 from mmrec.evaluation.metrics import METRICS, bootstrap_interval, paired_permutation
 
@@ -114,11 +116,35 @@ def first(table: Table, metric: str, without: Sequence[str] = ()) -> tuple[str, 
     return best, low if sign > 0 else high
 
 
+def verified(folder: Path) -> dict[str, tuple[float, list[int]]]:
+    """What the verifiers are worth, and what they say of people's own dreams and those of others."""
+    files = sorted(folder.glob("seed-*/verified.npz"))
+    if not files:
+        return {}
+    kept = [dict(np.load(file)) for file in files]
+    seeds = [int(file.parent.name.rpartition("-")[2]) for file in files]
+    margin, p = swap_margin([k["scores"] for k in kept])
+    chances, liked = (np.concatenate([k[name] for k in kept]) for name in ("chances", "liked"))
+    return {
+        "auc": (float(np.nanmean(np.concatenate([k["auc"] for k in kept]))), seeds),
+        "auc of what is personal": (float(np.nanmean(np.concatenate([k["auc_personal"] for k in kept]))), seeds),
+        "calibration error": (calibration_error(chances, liked), seeds),
+        "user-swap margin": (margin, seeds),
+        "p of user-swap margin": (p, seeds),
+    }
+
+
+def steered(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Curves by kind of steer, of seed 0."""
+    return {file.stem.partition("-")[2]: dict(np.load(file)) for file in sorted(folder.glob("seed-0/steering-*.npz"))}
+
+
 def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
     """Records of every number, and the page with the tables."""
     parts = ["# The prior on people it never learned from: tables",
              "Written by `python -m benchmarks.prior --record`; nothing here is typed. Means over people with 95 % "
              "bootstrap intervals; [docs/prior.md](prior.md) says how they were measured."]  # fmt: skip
+    panels: dict[str, dict[str, np.ndarray]] = {}
     for name, options in DATASETS.items():
         table = Table(measured / name, [f"seed-{seed}" for seed in range(5)])
         if not table.rows:
@@ -147,10 +173,26 @@ def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
                 gain_of = f"{OURS} against {rival}"
                 records.append(told(gain_of, f"gain of {called}", [gain], shared))
                 records.append(told(gain_of, f"p of {called}", [p], shared))
+        said = verified(measured / name)
+        records += [told("verifier", metric, [value], seeds) for metric, (value, seeds) in said.items()]
+        lines = steered(measured / name)
+        for kind, curve in lines.items():
+            kept = gain_over_line(curve["prior"], curve["straight line"])
+            records.append(told(f"steering by {kind}", "gain over a straight line", [kept], [0]))
+            panels[f"{name}: {kind}"] = curve
+            for contender, points in curve.items():
+                for at, (likeness, personal) in enumerate(points):
+                    model = f"steering by {kind}, {contender}, notch {at}"
+                    records.append(told(model, "likeness to the steer", [likeness], [0]))
+                    records.append(told(model, "personal score", [personal], [0]))
         results.write_records(f"prior-{name}", records)
         parts += [f"## {name}", text(name, table), "\n".join(gains(table)) if OURS in table.rows else ""]
         for metric in ("recall", "ndcg", "miscalibration", "energy_score"):
             best, bar = first(table, metric)
             parts.append(f"First on {title(metric, k)}: {best}; its interval ends at {bar:.4f}.")
+        if said:
+            parts.append("Verifier: " + ", ".join(f"{metric} {value:.4f}" for metric, (value, _) in said.items()) + ".")
+    if panels:
+        draw(panels, "docs/images/prior_steering.png")
     page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     print(page)

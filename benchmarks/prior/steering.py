@@ -60,7 +60,7 @@ def curves(bench: Bench, kind: str) -> dict[str, np.ndarray]:
     return {"prior": np.array(ours), "straight line": np.array(straight)}
 
 
-def gain(ours: np.ndarray, straight: np.ndarray) -> float:
+def gain_over_line(ours: np.ndarray, straight: np.ndarray) -> float:
     """Mean personal score that ours keeps beyond the straight line at the same likeness, over the likenesses that both
     reach."""
     order, other = np.argsort(ours[:, 0]), np.argsort(straight[:, 0])

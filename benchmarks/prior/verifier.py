@@ -99,15 +99,19 @@ def calibration_error(chances: np.ndarray, liked: np.ndarray, bins: int = 10) ->
     return float(sum(len(b) * abs(chances[b].mean() - liked[b].mean()) for b in order) / len(chances))
 
 
-def swap_margin(scores: np.ndarray, seed: int, permutations: int = 10_000) -> tuple[float, float]:
-    """How much better people's own dreams suit them than others' do, in standard deviations of a verifier's scores, and
-    the chance that dreams dealt out at random do as well."""
-    standard = (scores - scores.mean(1, keepdims=True)) / (scores.std(1, keepdims=True) + 1e-9)
-    n = len(standard)
-    rng = np.random.default_rng(seed)
-    own = np.trace(standard) / n
-    dealt = np.array([standard[np.arange(n), rng.permutation(n)].mean() for _ in range(permutations)])
-    return float(own * n / (n - 1)), float((1 + (dealt >= own - 1e-12).sum()) / (1 + permutations))
+def swap_margin(parts: list[np.ndarray], permutations: int = 10_000) -> tuple[float, float]:
+    """How much better people's own dreams suit them than the dreams of others in their part do, in standard deviations
+    of a verifier's scores [B, B], and the chance that dreams dealt out at random within the parts do as well."""
+    standard = [(s - s.mean(1, keepdims=True)) / (s.std(1, keepdims=True) + 1e-9) for s in parts]
+    people = sum(map(len, standard))
+    rng = np.random.default_rng(0)
+    own = sum(np.trace(s) for s in standard) / people
+    dealt = np.zeros(permutations)
+    for s in standard:
+        rows = np.arange(len(s))
+        dealt += [s[rows, rng.permutation(len(s))].sum() for _ in range(permutations)]
+    margin = float(np.mean([np.trace(s) / (len(s) - 1) for s in standard]))
+    return margin, float((1 + (dealt / people >= own - 1e-12).sum()) / (1 + permutations))
 
 
 def _ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
