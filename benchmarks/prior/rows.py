@@ -159,16 +159,18 @@ class Bench:
 
 def ours(bench: Bench, steps: int, *, by: str = "votes") -> Answer:
     dials = Dials(likes=bench.chosen["likes"])
+    prior, conditions = bench.prior, bench.conditions
     start = time.process_time()
-    seeds = bench.prior.sample(bench.conditions, SEEDS, steps=steps, dials=dials, seed=bench.seed)
+    seeds = prior.sample(conditions, SEEDS, steps=steps, dials=dials, seed=bench.seed)
     seconds = time.process_time() - start
     branches = 1 if bench.chosen["likes"] == 1 else 2
     return Answer(getattr(bench, by)(seeds), list(seeds), len(seeds) * SEEDS / seconds, steps * branches)
 
 
 def regression(bench: Bench, *, by: str = "plain") -> Answer:
+    model, conditions = bench.regression, bench.conditions
     start = time.process_time()
-    means = bench.regression.predict(bench.conditions)[:, None]
+    means = model.predict(conditions)[:, None]
     seconds = time.process_time() - start
     return Answer(getattr(bench, by)(means), list(means), len(means) / seconds, 1)
 
