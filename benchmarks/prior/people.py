@@ -23,6 +23,7 @@ from mmrec.workspace import Workspace
 
 PARTS = 5
 SHOWN = 50
+MOST_LIKES = 100  # of a person, for what is used together
 DATASETS: dict[str, dict[str, Any]] = {
     "ml1m_posters": {"fewest": 10, "asked": 200, "dim": 128, "k": 10, "clusters": 20, "assigned": False},
     "emotify": {"fewest": 4, "asked": None, "dim": 64, "k": 5, "clusters": 8, "assigned": True},
@@ -73,8 +74,8 @@ def study(name: str, seed: int | None, folder: Path, dim: int | None = None) -> 
     catalog = Catalog.load(space.require("catalog").path)
     everyone = _shuffled(load_histories(space.require("interactions").path, catalog.index))
     options = DATASETS[name]
-    likes = np.array([(p > 0).sum() for p in everyone.preferences])
-    can = np.flatnonzero(likes >= options["fewest"])
+    liked = np.array([(p > 0).sum() for p in everyone.preferences])
+    can = np.flatnonzero(liked >= options["fewest"])
     can = np.random.default_rng(20).permutation(can)
     aside, parts = can[: len(can) // PARTS], np.array_split(can[len(can) // PARTS :], PARTS)
     asked = aside if seed is None else parts[seed]
@@ -83,7 +84,8 @@ def study(name: str, seed: int | None, folder: Path, dim: int | None = None) -> 
     train = np.setdiff1d(np.arange(len(everyone)), np.concatenate([aside, parts[seed] if seed is not None else aside]))
     learned = _some(everyone, train)
     embeddings = stages.load_embeddings(space)
-    pairs = stages.used_together([h[p > 0] for h, p in zip(learned.items, learned.preferences, strict=True)])
+    likes = [h[p > 0][:MOST_LIKES] for h, p in zip(learned.items, learned.preferences, strict=True)]
+    pairs = stages.used_together(likes)
     config = FusionConfig(dim=dim or options["dim"])
     vectors = Fusion.fit(embeddings.vectors, embeddings.present, pairs, config, 0).transform(
         embeddings.vectors, embeddings.present
