@@ -546,7 +546,7 @@ class Recommender:
         def steered(modality: str, what: str | Path | None) -> np.ndarray | None:
             return self.steer(modality, what)[None] if what else None
 
-        liked = np.array([vector / np.linalg.norm(vector) for vector in more], np.float32).reshape(len(more), -1)
+        liked = np.array([vector / np.linalg.norm(vector) for vector in more], np.float32)
         if liked.size and liked.shape[1] != self.vectors.shape[1]:
             raise MmrecError(
                 f"a vector has {liked.shape[1]} numbers, the item space {self.vectors.shape[1]}",
