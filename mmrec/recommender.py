@@ -549,7 +549,7 @@ class Recommender:
         for vector in more:
             if vector.shape != (self.vectors.shape[1],):
                 raise MmrecError(
-                    f"a vector that stands for a person is {list(vector.shape)}, the item space {self.vectors.shape[1]}",
+                    f"a vector for a person is {list(vector.shape)}, the item space {self.vectors.shape[1]}",
                     mend="give one of the item space, as the rows of vectors/vectors.npy in the workspace",
                 )
         liked = [vector[None] / np.linalg.norm(vector) for vector in more]
