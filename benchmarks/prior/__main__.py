@@ -36,10 +36,9 @@ def main() -> None:
             bench = Bench(study(name, seed, options.folder), options.folder / "models" / name / told)
             for row in wanted if seed == 0 else [row for row in wanted if row not in REFERENCES]:
                 measure(bench, row, rows()[row], options.folder / "measured" / name / told)
-            if not options.rows:
-                verify(bench, options.folder / "measured" / name / told)
-                if seed == 0:
-                    steer(bench, options.folder / "measured" / name / told)
+            verify(bench, options.folder / "measured" / name / told)
+            if seed == 0:
+                steer(bench, options.folder / "measured" / name / told)
         if options.choose:
             report.show(name, options.folder / "measured" / name, ["aside"])
     if options.record:
