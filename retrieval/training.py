@@ -53,8 +53,8 @@ def train_retriever(
     validation: (histories, targets int64 [V]): training stops once NDCG@10 of the dense head, and later of the codes,
     has not risen for `patience` epochs; the best epoch is kept, and the fusion weight is chosen there. Without it, all
     epochs are run. checkpoint_dir: saved there after every epoch; run again, it goes on from the last one and ends with
-    the weights of an undisturbed run. progress: called with (epochs done, epochs). Raises ValueError for a checkpoint of
-    another run, or if the arguments do not fit together.
+    the weights of an undisturbed run. progress: called with (epochs done, epochs). Raises ValueError for a checkpoint
+    of another run, or if the arguments do not fit together.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
