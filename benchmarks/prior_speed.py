@@ -21,7 +21,7 @@ from diffusion.prior import Conditions, Prior
 from mmrec import results
 
 DIM, PEOPLE, EACH, HISTORY = 512, 16, 16, 50
-FEW = 4
+FEW = 1
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
             ("evaluations", evaluations),
         ):
             print(f"{model}: {metric} {value:.2f}", flush=True)
-            records.append(record("prior speed, 512-d", f"{cores} threads", model, metric, [value], [0], command))
+            records.append(record("prior speed, 512-d", f"threads: {cores}", model, metric, [value], [0], command))
     print(results.write_records("prior-speed", records, options.record))
 
 
