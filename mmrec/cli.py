@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -34,6 +34,13 @@ User = Annotated[str | None, typer.Option("--user", "-u", help="A user of the lo
 Count = Annotated[int, typer.Option("-k", min=1, help="How many items.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
 Where = Annotated[str, typer.Option("--engine", help="local, or ray: on a cluster, with the same result.")]
+Dial = Annotated[
+    list[str] | None,
+    typer.Option("--dial", help="NAME=WEIGHT of likes, dislikes, text, image, audio, avoid or temperature; repeat."),
+]
+Edit = Annotated[str | None, typer.Option("--edit", help="Change this item instead of dreaming from nothing.")]
+Strength = Annotated[float, typer.Option(min=0, max=1, help="How far an edit may go: 0 nowhere, 1 anywhere.")]
+Tries = Annotated[int, typer.Option("--candidates", min=1, help="The best of so many is kept of each.")]
 Address = Annotated[str | None, typer.Option(help="Of the Ray cluster; without it, one on this machine.")]
 HERE = Path("workspace")
 
@@ -221,17 +228,20 @@ def imagine(
     k: Count = 10,
     steps: Annotated[int, typer.Option(min=1, max=16, help="Network evaluations along the path.")] = 8,
     temperature: Annotated[float, typer.Option(min=0, help="0 is safe, 1 the model's own, above 1 wilder.")] = 1.0,
+    dial: Dial = None,
+    edit: Edit = None,
+    strength: Strength = 0.3,
+    candidates: Tries = 4,
     out: Annotated[Path | None, typer.Option(help="Also make the dreams: pictures and music into this folder.")] = None,
     seed: Seed = 0,
 ) -> None:
     """What could exist for a person: dreams, how new they are, and the real items nearest to them."""
-    from mmrec import Dials
+    from mmrec.generation import dials_of, save
 
     recommender = _recommender(workspace)
+    who: Any = {"user": user, "likes": like or (), "dislikes": dislike or ()}
     imagined = recommender.imagine(
-        user,
-        likes=like or (),
-        dislikes=dislike or (),
+        **who,
         text=text,
         image=image,
         audio=audio,
@@ -239,7 +249,10 @@ def imagine(
         n=n,
         k=k,
         steps=steps,
-        dials=Dials(temperature=temperature),
+        dials=dials_of({"temperature": temperature, **_weights(dial)}),
+        edit=edit,
+        strength=strength,
+        candidates=candidates,
         seed=seed,
     )
     rows = [
@@ -249,12 +262,62 @@ def imagine(
     _print_table("Dreams (novelty: 0 lies on an item, 1 beyond all)", ("", "made as", "novelty", "nearest items"), rows)
     _table("Real items that ground them", imagined.items)
     if out is not None:
-        from mmrec.generation import save
-
-        out.mkdir(parents=True, exist_ok=True)
-        made = recommender.create(imagined.dreams, likes=like or (), dislikes=dislike or (), seed=seed)
+        told = {"seed": seed, "text": text, "avoid": avoid, "edit": edit}
+        made = recommender.create(imagined.dreams, **who, candidates=candidates, seed=seed)
         for number, creation in enumerate(made):
-            print(save(creation, out / f"dream-{number:02d}", {"seed": seed, "text": text, "avoid": avoid}))
+            print(save(creation, out / f"dream-{number:02d}", told))
+
+
+@app.command()
+def rank(
+    workspace: Folder = HERE,
+    user: User = None,
+    like: Likes = None,
+    dislike: Dislikes = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Words to steer by; may be repeated.")] = None,
+    decoder: Annotated[list[str] | None, typer.Option(help="A decoder's name or folder; may be repeated.")] = None,
+    what: Annotated[str, typer.Option(help="images or music.")] = "images",
+    n: Annotated[int, typer.Option("-n", min=1, help="How many dreams for each prompt.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Also keep what was made, the best first, in this folder.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """What each decoder makes of each prompt, and what of it this person would like best."""
+    from mmrec.generation import save
+
+    ranked = _recommender(workspace).rank(
+        user,
+        likes=like or (),
+        dislikes=dislike or (),
+        prompts=prompt or ("",),
+        decoders=decoder or (None,),
+        medium=_medium(what),
+        n=n,
+        seed=seed,
+    )
+    prompts = list(dict.fromkeys(prompt or ("",)))
+    scores: dict[str, dict[str, list[float]]] = {}
+    for one in ranked:
+        scores.setdefault(one.decoder, {}).setdefault(one.prompt, []).append(one.score)
+    rows = [
+        (name, *(f"{sum(of[words]) / len(of[words]):.3f}" for words in prompts))
+        for name, of in sorted(scores.items(), key=lambda named: -max(map(max, named[1].values())))
+    ]
+    head = ("decoder", *(words or "(taste alone)" for words in prompts))
+    _print_table("Probability that this person likes it (mean)", head, rows)
+    best = [
+        (
+            str(place),
+            f"{one.score:.3f}",
+            one.decoder,
+            one.prompt,
+            ", ".join(i.title for i in one.creation.dream.items[:3]),
+        )
+        for place, one in enumerate(ranked, 1)
+    ]
+    _print_table("What was made, the best first", ("", "score", "decoder", "prompt", "nearest items"), best)
+    for place, one in enumerate(ranked if out is not None else [], 1):
+        assert out is not None
+        print(save(one.creation, out / f"rank-{place:02d}", {"seed": seed, "text": one.prompt, "score": one.score}))
 
 
 @app.command()
@@ -291,6 +354,11 @@ def generate(
     text: Annotated[str, typer.Option(help="Steer toward these words.")] = "",
     avoid: Annotated[str, typer.Option(help="Keep away from these words.")] = "",
     steps: Annotated[int, typer.Option(min=1, max=16)] = 8,
+    dial: Dial = None,
+    edit: Edit = None,
+    strength: Strength = 0.3,
+    candidates: Tries = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="People at once; changes the speed only.")] = 16,
     out: Annotated[Path, typer.Option(help="Where to; a killed job goes on there.")] = Path("generated"),
     seed: Seed = 0,
     engine: Where = "local",
@@ -298,11 +366,9 @@ def generate(
 ) -> None:
     """Make pictures or music for many people; resumable."""
     from mmrec.engines import make_engine
-    from mmrec.errors import MmrecError
     from mmrec.generation import generate as make
 
-    if what not in ("images", "music"):
-        raise MmrecError(f"generate makes images or music, not {what!r}", mend="mmrec generate images")
+    medium = _medium(what)
     runs = make_engine(engine, address)
     recommender = _recommender(workspace)
     if users == "all":
@@ -311,9 +377,9 @@ def generate(
         people = _lines(Path(users))
     else:
         people = users.split(",")
-    medium: Any = "image" if what == "images" else "audio"
     options: Any = {"per_user": per_user, "text": text, "avoid": avoid, "steps": steps, "seed": seed}
-    print(make(recommender, medium, people, out, engine=runs, **options))
+    options |= {"edit": edit, "strength": strength, "candidates": candidates, "weights": _weights(dial)}
+    print(make(recommender, medium, people, out, engine=runs, batch_size=batch_size, **options))
 
 
 @app.command()
@@ -413,6 +479,27 @@ def _pairs(given: list[str] | None) -> dict[str, str]:
         if "=" not in pair:
             raise MmrecError(f"{pair!r} names no column", mend="--column OWN=NAME, as --column sku=id")
     return dict(pair.split("=", 1) for pair in given or ())
+
+
+def _medium(what: str) -> Literal["image", "audio"]:
+    from mmrec.errors import MmrecError
+
+    if what not in ("images", "music"):
+        raise MmrecError(f"what is made are images or music, not {what!r}", mend="say images")
+    return "image" if what == "images" else "audio"
+
+
+def _weights(given: list[str] | None) -> dict[str, float]:
+    from mmrec.errors import MmrecError
+
+    weights = {}
+    for pair in given or ():
+        name, _, weight = pair.partition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError as error:
+            raise MmrecError(f"{pair!r} is no dial", mend="--dial NAME=WEIGHT, as --dial text=2") from error
+    return weights
 
 
 def _lines(file: Path) -> list[str]:

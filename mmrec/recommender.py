@@ -18,7 +18,7 @@ from mmrec.errors import MmrecError
 from mmrec.feedback import Feedback
 from mmrec.hybrid import proposals, told
 from mmrec.interactions import Histories, load_histories
-from mmrec.stages import Embeddings, has_log, load_embeddings, load_vectors
+from mmrec.stages import BRIDGED, Embeddings, has_log, load_embeddings, load_vectors
 from mmrec.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from diffusion.decoders.base import Clip, MediaDecoder
     from diffusion.prior import Dials
+    from diffusion.verifier import Verifier
     from encoders.base import Encoder
     from retrieval.hybrid import Vote
 
@@ -80,8 +81,12 @@ class Imagination:
 class Creation:
     """A dream made into something to look at or listen to; one of `picture` and `clip` is there.
 
-    `checks` says whether it may be shown: ``copy`` (nearer to a catalog item than catalog items are to each other),
-    ``off_taste``, ``nearest`` (cosine to the nearest item) and ``taste`` (score against likes and dislikes).
+    `checks` says whether it may be shown. Of the dream: ``nearest`` (row of the nearest item) and ``nearest_cosine``,
+    ``taste`` (the verifier's probability that the person likes what it stands on) and ``off_taste`` (below 1/2). Of
+    what was made, seen again through the encoder of the catalog: ``likeness`` (cosine to what was asked for),
+    ``made_nearest_cosine``, and ``made_taste`` (as taste). Of both: ``copy``, nearer to a catalog item than catalog
+    items are to each other. ``presentable``: something is to be seen or heard. ``candidates``: the one shown is the
+    best of so many.
     """
 
     dream: Dream
@@ -89,6 +94,16 @@ class Creation:
     picture: Image | None = None
     clip: Clip | None = None
     checks: dict[str, float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A creation with what it was made by and from, and `score`: the probability that the person likes it."""
+
+    decoder: str
+    prompt: str
+    score: float
+    creation: Creation
 
 
 class Recommender:
@@ -221,7 +236,7 @@ class Recommender:
         return {}
 
     @cached_property
-    def _decoders(self) -> dict[str, MediaDecoder]:
+    def _decoders(self) -> dict[tuple[str, str], MediaDecoder]:
         return {}
 
     # -- people --------------------------------------------------------------------------------------------------------
@@ -395,6 +410,9 @@ class Recommender:
         k: int = 10,
         steps: int = 8,
         dials: Dials | None = None,
+        edit: str | None = None,
+        strength: float = 0.3,
+        candidates: int = 4,
         seed: int = 0,
     ) -> Imagination:
         """Dream vectors of items this person would love, and ground each in the catalog.
@@ -406,14 +424,104 @@ class Recommender:
             k: how many real items to ground them in.
             steps: network evaluations along the path, 1 to 16.
             dials: weight of each condition and the temperature, `diffusion.prior.Dials`.
+            edit: an item to change instead of dreaming from nothing.
+            strength: how far an edit may go, from 0 (the item as it is) to 1 (a dream that has forgotten it).
+            candidates: so many are dreamt for each that is kept; copies of items and what the verifier finds off the
+                person's taste are refused while there are others. Whoever steers or edits is not second-guessed: only
+                copies are refused then, and of edits nothing.
             seed: same seed, same dreams.
         """
         from diffusion.prior import Dials
-        from retrieval.grounding import ground
 
         items, preferences = self._taste(user, likes, dislikes)
         conditions = self.conditions(items, preferences, text=text, image=image, audio=audio, avoid=avoid)
-        seeds = self.prior.sample(conditions, n, steps=steps, dials=dials or Dials(), seed=seed)[0]  # [n, D]
+        seeds = self.prior.sample(
+            conditions,
+            n * candidates,
+            steps=steps,
+            dials=dials or Dials(),
+            seed=seed,
+            edit=self._edited(edit),
+            strength=strength,
+        )[0]  # [n * candidates, D]
+        wilful = bool(text or avoid or image or audio)
+        kept = self._kept(seeds, items, preferences, n, wilful=wilful, edited=edit is not None)
+        return self._imagination(kept, items, preferences, text, k)
+
+    def imagine_each(
+        self,
+        users: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        text: str = "",
+        avoid: str = "",
+        n: int = 6,
+        k: int = 10,
+        steps: int = 8,
+        dials: Dials | None = None,
+        edit: str | None = None,
+        strength: float = 0.3,
+        candidates: int = 4,
+    ) -> list[Imagination]:
+        """`imagine` for many people of the log at once, each with a seed of their own.
+
+        Nobody's dreams depend on who else is asked, to the bit: everyone's history has one length (of the prior's
+        ``max_history``), who is known by the same kinds of events goes together, and nobody goes alone, for of one row
+        a product is summed in another order.
+        """
+        from diffusion.prior import Conditions, Dials
+
+        length = self.prior.network.config.max_history
+        histories = [tuple(part[-length:] for part in self._taste(user, (), ())) for user in users]
+        groups: dict[tuple[bool, bool], list[int]] = {}
+        for row, (_, preferences) in enumerate(histories):
+            groups.setdefault((bool((preferences >= 0).any()), bool((preferences < 0).any())), []).append(row)
+        imagined: dict[int, Imagination] = {}
+        for rows in groups.values():
+            several = rows if len(rows) > 1 else rows * 2
+            conditions = Conditions.from_histories(
+                [histories[row][0] for row in several],
+                [histories[row][1] for row in several],
+                self.vectors,
+                max_history=length,
+                text=np.repeat(self.steer("text", text)[None], len(several), axis=0) if text else None,
+                avoid=np.repeat(self.steer("text", avoid)[None], len(several), axis=0) if avoid else None,
+            ).padded(length)
+            dreamt = self.prior.sample(
+                conditions,
+                n * candidates,
+                steps=steps,
+                dials=dials or Dials(),
+                seed=[seeds[row] for row in several],
+                edit=self._edited(edit),
+                strength=strength,
+            )  # [B, n * candidates, D]
+            for row, vectors in zip(rows, dreamt, strict=False):
+                items, preferences = histories[row]
+                wilful = bool(text or avoid)
+                kept = self._kept(vectors, items, preferences, n, wilful=wilful, edited=edit is not None)
+                imagined[row] = self._imagination(kept, items, preferences, text, k)
+        return [imagined[row] for row in range(len(users))]
+
+    def _edited(self, item_id: str | None) -> np.ndarray | None:
+        return self.vectors[self._rows([item_id])[0]] if item_id is not None else None
+
+    def _kept(
+        self, seeds: np.ndarray, items: np.ndarray, preferences: np.ndarray, n: int, *, wilful: bool, edited: bool
+    ) -> np.ndarray:
+        """n of the seeds [S, D]; who steers (``wilful``) or edits is not second-guessed. -> [n, D]"""
+        from diffusion.fidelity import keep
+
+        verdicts = self._verdicts(seeds, items, preferences)
+        refused = verdicts["copy"] if wilful else verdicts["copy"] | verdicts["off_taste"]
+        return seeds[keep(refused & (not edited), verdicts["taste"], n)]
+
+    def _imagination(
+        self, seeds: np.ndarray, items: np.ndarray, preferences: np.ndarray, text: str, k: int
+    ) -> Imagination:
+        """The seeds [n, D] of one person as dreams, grounded in the catalog."""
+        from retrieval.grounding import ground
+
         grounding = ground(seeds, None, self.index, k, exclude=items)
         met = np.isin(np.arange(len(self.catalog)), items)
         liked = items[preferences > 0]
@@ -437,58 +545,143 @@ class Recommender:
         self,
         dreams: Sequence[Dream],
         *,
+        user: str | None = None,
         likes: Sequence[str] = (),
         dislikes: Sequence[str] = (),
         medium: Literal["image", "audio"] | None = None,
+        decoder: str | None = None,
+        candidates: int = 4,
+        references: int = 4,
         seed: int = 0,
     ) -> list[Creation]:
-        """Decode dreams into new pictures and music.
+        """Decode dreams into new pictures and music, and check what was made.
 
         Args:
-            likes, dislikes: item ids the checks compare with.
+            user, likes, dislikes: whose taste the checks compare with.
             medium: make all of them pictures, or all music; None lets each dream be what its neighbours are.
+            decoder: a name or a folder, instead of the recipe's.
+            candidates: so many are made of each dream; shown is the one that looks, or sounds, most like the dream to
+                the catalog's own encoder, copies of catalog items refused while there are others.
+            references: so many real items next to the dream guide the decoder.
 
         Raises:
             MmrecError: if the catalog lacks the medium, or its decoder is switched off in the recipe.
         """
-        from diffusion.fidelity import checks
-        from encoders.bridge import among_neighbours
-
         if not dreams:
             return []
-        vectors = np.stack([dream.vector for dream in dreams])
-        verdicts = checks(vectors, self.vectors, self.vectors[self._rows(likes)], self.vectors[self._rows(dislikes)])
+        rated, preferences = self._taste(user, likes, dislikes)
+        verdicts = self._verdicts(np.stack([dream.vector for dream in dreams]), rated, preferences)
         made: list[Creation] = []
         for row, dream in enumerate(dreams):
             kind = medium or dream.medium
-            decoder = self.decoder(kind)
-            output = decoder.decode(among_neighbours(vectors[row : row + 1], *self._seen(kind)), seed=seed, first=row)
+            drawer = self.decoder(kind, decoder)
+            output, told = self._best_of(kind, drawer, dream.vector, candidates, references, seed, row)
+            seen_as = told.pop("item")
+            taste = self._verdicts(seen_as[None], rated, preferences)["taste"]
             verdict = {name: values[row].item() for name, values in verdicts.items()}
+            verdict |= told | {"copy": verdict["copy"] or told["copy"], "made_taste": taste[0].item()}
             made.append(
                 Creation(
                     replace(dream, medium=kind),
-                    decoder.name,
-                    picture=output[0] if kind == "image" else None,  # type: ignore[arg-type]
-                    clip=output[0] if kind == "audio" else None,  # type: ignore[arg-type]
+                    drawer.name,
+                    picture=output if kind == "image" else None,
+                    clip=output if kind == "audio" else None,
                     checks=verdict,
                 )
             )
         return made
 
-    def decoder(self, medium: Literal["image", "audio"]) -> MediaDecoder:
-        """The recipe's decoder that draws, or plays, dreams; the built-in one learnt from this catalog's pictures."""
-        if medium not in self._decoders:
+    def rank(
+        self,
+        user: str | None = None,
+        *,
+        likes: Sequence[str] = (),
+        dislikes: Sequence[str] = (),
+        prompts: Sequence[str] = ("",),
+        decoders: Sequence[str | None] = (None,),
+        medium: Literal["image", "audio"] = "image",
+        n: int = 2,
+        seed: int = 0,
+    ) -> list[Ranked]:
+        """What every decoder makes of every prompt for one person, the best first (GEMRec, Guo et al. 2024).
+
+        The score is what the verifier says to what was made, seen again through the catalog's encoder: a decoder that
+        does not draw what was dreamt is told apart from one that does.
+
+        Args:
+            prompts: words to steer by; "" lets the taste alone speak.
+            decoders: names or folders; None is the recipe's. All must read the catalog's embedding space.
+            n: how many dreams for each prompt; every decoder gets the same.
+        """
+        who: dict[str, Any] = {"user": user, "likes": likes, "dislikes": dislikes}
+        ranked = []
+        for prompt in prompts:
+            dreams = self.imagine(**who, text=prompt, n=n, seed=seed).dreams
+            for name in decoders:
+                for creation in self.create(dreams, **who, medium=medium, decoder=name, seed=seed):
+                    told = name or getattr(self.recipe.decoders, medium)
+                    ranked.append(Ranked(told, prompt, float(creation.checks["made_taste"]), creation))
+        return sorted(ranked, key=lambda one: -one.score)
+
+    def decoder(self, medium: Literal["image", "audio"], name: str | None = None) -> MediaDecoder:
+        """What draws, or plays, dreams: the recipe's decoder, or another by ``name`` or folder.
+
+        The built-in picture decoder is the one learnt from this catalog's pictures.
+        """
+        if medium not in self.spaces:
+            raise MmrecError(f"the catalog has no {medium} to learn from, so it cannot dream any", mend="add some")
+        name = name or getattr(self.recipe.decoders, medium)
+        if name is None:
+            raise MmrecError(f"decoders.{medium} is null in the recipe", mend=f"name a decoder for {medium} in it")
+        if (medium, name) not in self._decoders:
             from diffusion.decoders import load_decoder
 
-            if medium not in self.spaces:
-                raise MmrecError(f"the catalog has no {medium} to learn from, so it cannot dream any", mend="add some")
-            name = getattr(self.recipe.decoders, medium)
-            if name is None:
-                raise MmrecError(f"decoders.{medium} is null in the recipe", mend=f"name a decoder for {medium} in it")
-            if name == "builtin_image":
-                name = str(self._part("decoder"))
-            self._decoders[medium] = load_decoder(name, self.spaces[medium]["space"])
-        return self._decoders[medium]
+            where = str(self._part("decoder")) if name == "builtin_image" else name
+            decoder = load_decoder(where, self.spaces[medium]["space"])
+            if decoder.media != medium:
+                raise MmrecError(f"{decoder.name} makes {decoder.media}, not {medium}", mend="name another decoder")
+            self._decoders[medium, name] = decoder
+        return self._decoders[medium, name]
+
+    def _best_of(
+        self,
+        medium: Literal["image", "audio"],
+        decoder: MediaDecoder,
+        vector: np.ndarray,
+        candidates: int,
+        references: int,
+        seed: int,
+        row: int,
+    ) -> tuple[Any, dict[str, Any]]:
+        """The best of some candidates for one dream, and what is told of it; "item" is where it lies as an item.
+
+        (Where too few items have the medium to learn that from, "item" is the dream itself.)
+        """
+        from diffusion.fidelity import choose, presentable
+        from encoders.bridge import among_neighbours
+
+        vectors, embeddings = self._seen(medium)
+        wanted = among_neighbours(vector[None], vectors, embeddings)  # [1, d]
+        around = np.argsort(-(vectors @ vector), kind="stable")[:references]
+        output = decoder.decode(
+            np.repeat(wanted, candidates, axis=0),
+            references=np.repeat(embeddings[around][None], candidates, axis=0) if references else None,
+            seed=seed,
+            first=row * candidates,
+        )
+        made = self._encoder(medium).encode([_as_read(one) for one in output], medium)  # [candidates, d]
+        seen, threshold, mean = self._centred(medium)
+        fit = np.array([presentable(one) for one in output])
+        best, likeness, cosine = choose(_unit(made - mean), _unit(wanted - mean)[0], seen, threshold, fit)
+        told = {
+            "likeness": likeness[best].item(),
+            "made_nearest_cosine": cosine[best].item(),
+            "copy": bool(cosine[best] > threshold),
+            "presentable": bool(fit[best]),
+            "candidates": candidates,
+            "item": self._as_item(medium, made[best]) if len(vectors) >= BRIDGED else vector,
+        }
+        return output[best], told
 
     # -- pieces that commands and the app share ------------------------------------------------------------------------
 
@@ -529,13 +722,18 @@ class Recommender:
                 f"the catalog has no {modality}, so nothing links {modality} to its items",
                 mend="steer with " + " or ".join(m for m in MODALITIES if m in self.spaces and m != "tags"),
             )
+        return self._as_item(modality, self._encoder(modality).encode([read_media(str(what), modality)], modality)[0])
+
+    def _encoder(self, modality: str) -> Encoder:
         if modality not in self._encoders:
             from encoders.registry import load_encoder
 
             self._encoders[modality] = load_encoder(self.spaces[modality]["encoder"])
-        vector = self._encoders[modality].encode([read_media(str(what), modality)], modality)
-        item = self._bridge(f"{modality}_to_item").transform(vector)[0]
-        return (item / (np.linalg.norm(item) + 1e-9)).astype(np.float32)
+        return self._encoders[modality]
+
+    def _as_item(self, modality: str, embedding: np.ndarray) -> np.ndarray:
+        """What an encoder of one modality made [d], as a unit vector float32 [D] in the item space."""
+        return _unit(self._bridge(f"{modality}_to_item").transform(embedding[None])).astype(np.float32)[0]
 
     def map(self) -> np.ndarray:
         """Where each item lies on a flat map, float32 [N, 2]; items added later sit on their nearest neighbour."""
@@ -558,6 +756,39 @@ class Recommender:
         """The items that have a modality: their vectors [n, D], and what its encoder made of them [n, d]."""
         rows = np.flatnonzero(self._embeddings.present[modality])
         return self.vectors[rows], self._embeddings.vectors[modality][rows]
+
+    def _centred(self, modality: str) -> tuple[np.ndarray, float, np.ndarray]:
+        """The catalog in the space of one modality: unit rows around the mean, `copy_threshold` of them, the mean."""
+        if modality not in self._centres:
+            from diffusion.fidelity import copy_threshold
+
+            embeddings = self._seen(modality)[1]
+            mean = embeddings.mean(axis=0)
+            rows = _unit(embeddings - mean)
+            self._centres[modality] = rows, copy_threshold(rows), mean
+        return self._centres[modality]
+
+    @cached_property
+    def _centres(self) -> dict[str, tuple[np.ndarray, float, np.ndarray]]:
+        return {}
+
+    @cached_property
+    def _verifier(self) -> Verifier:
+        from diffusion.verifier import Verifier
+
+        return Verifier.load(self._part("prior"))
+
+    @cached_property
+    def _threshold(self) -> float:
+        from diffusion.fidelity import copy_threshold
+
+        return copy_threshold(self.vectors)
+
+    def _verdicts(self, vectors: np.ndarray, items: np.ndarray, preferences: np.ndarray) -> dict[str, np.ndarray]:
+        """`diffusion.fidelity.checks` of vectors [S, D] for a person with this history."""
+        from diffusion.fidelity import checks
+
+        return checks(vectors, self.vectors, items, preferences, self._verifier, self._threshold)
 
     @cached_property
     def _embeddings(self) -> Embeddings:
@@ -694,6 +925,18 @@ class Recommender:
 def _medium(items: Sequence[Item]) -> Literal["image", "audio"]:
     sounding = sum(item.audio is not None and item.image is None for item in items)
     return "audio" if 2 * sounding > len(items) else "image"
+
+
+def _as_read(made: Image | Clip) -> Any:
+    """A picture or clip as the encoders read it."""
+    from diffusion.decoders.base import Clip
+    from encoders.media import Waveform
+
+    return Waveform(made.samples, made.rate) if isinstance(made, Clip) else made
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-9)
 
 
 def _standardise(values: np.ndarray) -> np.ndarray:
