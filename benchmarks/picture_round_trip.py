@@ -17,22 +17,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from held_out import Items, report, unit
 from PIL import Image
 
 from diffusion.decoders.builtin_image import BuiltinImageDecoder, ImageDecoderConfig, train_image_decoder
 from diffusion.fidelity import choose, copy_threshold
-from encoders.bridge import Bridge, among_neighbours
-from encoders.fusion import Fusion, FusionConfig
+from encoders.bridge import among_neighbours
 from encoders.registry import load_encoder
-from mmrec import results
-from mmrec.catalog import Catalog
-from mmrec.config import Recipe
 from mmrec.progress import progress
-from mmrec.stages import load_embeddings, load_split, used_together, wanted_only
 from mmrec.workspace import Workspace
 
 SEEDS = (0, 1, 2)
@@ -40,63 +35,21 @@ CANDIDATES, REFERENCES = 4, 4  # as `Recommender.create` by default
 SHEET_COLUMNS, SHEET_DRAWINGS, THUMB = 14, 3, 96
 
 
-@dataclass
-class Pictures:
-    """The items that have a picture: row i is item `rows[i]` of the catalog."""
-
-    workspace: Workspace
-    rows: np.ndarray
-    paths: list[Path]
-    embeddings: np.ndarray  # [n, d]
-    groups: np.ndarray
-    space: dict[str, str]
-
-    @staticmethod
-    def of(workspace: Workspace) -> Pictures:
-        data, catalog = load_embeddings(workspace), Catalog.load(workspace.require("catalog").path)
-        rows = np.flatnonzero(data.present["image"])
-        paths = [path for row in rows if (path := catalog.image_path(int(row)))]
-        groups = np.array([catalog.metadata[int(row)].get("group", "") for row in rows])
-        return Pictures(workspace, rows, paths, data.vectors["image"][rows], groups, data.spaces["image"])
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def learnt_without(pictures: Pictures, held: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, Bridge]:
-    """Item vectors of all pictures [n, D] from a fusion that has never met the held-out ones, and its bridge."""
-    workspace, recipe = pictures.workspace, Recipe.load(pictures.workspace.root / "recipe.yaml")
-    data = load_embeddings(workspace)
-    known = np.ones(len(data.present["image"]), bool)
-    known[pictures.rows[held]] = False
-    place = np.where(known, np.cumsum(known) - 1, -1)  # row among the known
-    train = load_split(workspace, recipe)[2].train
-    met = [place[items] for items in wanted_only(train.items, train.preferences)]
-    fusion = Fusion.fit(
-        {name: vectors[known] for name, vectors in data.vectors.items()},
-        {name: present[known] for name, present in data.present.items()},
-        used_together([items[items >= 0] for items in met]),
-        FusionConfig(**recipe.fusion),
-        recipe.seed,
-    )
-    vectors = fusion.transform(data.vectors, data.present)[pictures.rows]
-    return vectors, Bridge.fit(pictures.embeddings[kept], vectors[kept], recipe.seed)
-
-
-def taught(pictures: Pictures, kept: np.ndarray, seed: int) -> BuiltinImageDecoder:
+def taught(pictures: Items, paths: list[Path], kept: np.ndarray, seed: int) -> BuiltinImageDecoder:
     with progress(f"learning to draw, seed {seed}", unit="pictures") as tick:
         config = ImageDecoderConfig(space=pictures.space["space"])
-        return train_image_decoder([pictures.paths[i] for i in kept], pictures.embeddings[kept], config, progress=tick)
+        return train_image_decoder([paths[i] for i in kept], pictures.embeddings[kept], config, progress=tick)
 
 
-def measure(pictures: Pictures, encode: Callable[[list[Image.Image]], np.ndarray], seed: int, sheet: Path | None):
-    """(split, model) -> share of hits, for one tenth held out."""
+def measure(
+    pictures: Items, paths: list[Path], encode: Callable[[list[Image.Image]], np.ndarray], seed: int, sheet: Path | None
+) -> dict[tuple[str, str, str], float]:
+    """(split, model, metric) -> value, for one tenth held out."""
     order = np.random.default_rng(seed).permutation(len(pictures.rows))
     held, kept = order[: len(order) // 10], np.sort(order[len(order) // 10 :])
-    embeddings, groups = pictures.embeddings, pictures.groups
-    vectors, bridge = learnt_without(pictures, held, kept)
-    decoder = taught(pictures, kept, seed)
+    embeddings, groups = pictures.embeddings, pictures.told("group")
+    vectors, bridge = pictures.learnt_without(held, kept)
+    decoder = taught(pictures, paths, kept, seed)
     mean = embeddings[kept].mean(axis=0)
     catalog = unit(embeddings[kept] - mean)
 
@@ -124,20 +77,21 @@ def measure(pictures: Pictures, encode: Callable[[list[Image.Image]], np.ndarray
     best = np.array([s[choice] for s, (choice, _, _) in zip(seen, chosen, strict=True)])
     alone = encode(decoder.decode(embeddings[held], seed=seed))
     if sheet is not None:
-        write_sheet([pictures.paths[i] for i in held], several, sheet)
+        write_sheet([paths[i] for i in held], several, sheet)
 
-    items, old = "held-out items", "held-out tenth"
+    items, old, hit = "held-out items", "held-out tenth", "group_hit_rate"
+    chance = float((groups[kept][:, None] == groups[held]).mean())
     return {
-        (items, f"drawn, best of {CANDIDATES}"): hits(among_items(best)),
-        (items, f"drawn, best of {CANDIDATES}, its neighbours left out"): hits(among_items(best), near),
-        (items, "drawn, first candidate"): hits(among_items(seen[:, 0])),
-        (items, "the real picture"): hits(among_items(embeddings[held])),
-        (items, "chance"): float((groups[kept][:, None] == groups[held]).mean()),
-        (items, "copies of a picture"): float(np.mean([c[choice] > threshold for choice, _, c in chosen])),
-        (old, "picture decoder"): hits(among_pictures(alone)),
-        (old, f"picture decoder, as create draws, best of {CANDIDATES}"): hits(among_pictures(best)),
-        (old, "the real picture (ceiling)"): hits(among_pictures(embeddings[held])),
-        (old, "chance"): float((groups[kept][:, None] == groups[held]).mean()),
+        (items, f"drawn, best of {CANDIDATES}", hit): hits(among_items(best)),
+        (items, f"drawn, best of {CANDIDATES}, its neighbours left out", hit): hits(among_items(best), near),
+        (items, "drawn, first candidate", hit): hits(among_items(seen[:, 0])),
+        (items, "the real picture", hit): hits(among_items(embeddings[held])),
+        (items, "chance", hit): chance,
+        (items, f"drawn, best of {CANDIDATES}", "copies"): float(np.mean([c[at] > threshold for at, _, c in chosen])),
+        (old, "picture decoder", hit): hits(among_pictures(alone)),
+        (old, f"picture decoder, as create draws, best of {CANDIDATES}", hit): hits(among_pictures(best)),
+        (old, "the real picture (ceiling)", hit): hits(among_pictures(embeddings[held])),
+        (old, "chance", hit): chance,
     }
 
 
@@ -148,32 +102,16 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write held-out pictures above what was drawn of them")
     options = parser.parse_args()
 
-    pictures = Pictures.of(Workspace(options.workspace))
+    pictures = Items.of(Workspace(options.workspace), "image")
+    paths = [path for row in pictures.rows if (path := pictures.catalog.image_path(int(row)))]
     encoder = load_encoder(pictures.space["encoder"])
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str, str], list[float]] = {}
     for seed in SEEDS:
         sheet = options.sheet if seed == SEEDS[0] else None
-        for name, value in measure(pictures, lambda drawn: encoder.encode(drawn, "image"), seed, sheet).items():
-            found.setdefault(name, []).append(value)
-    for (split, model), values in found.items():
-        print(f"{split}, {model}: {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} over seeds {SEEDS}")
-    if options.record:
-        records = [
-            results.Record(
-                dataset="demo pictures",
-                split=split,
-                model=model,
-                metric="copies" if model.startswith("copies") else "group_hit_rate",
-                mean=float(np.mean(values)),
-                std=float(np.std(values, ddof=1)),
-                seeds=SEEDS,
-                command="python benchmarks/picture_round_trip.py -w workspaces/demo --record docs/results",
-                commit=results.commit(),
-                machine=results.machine(),
-            )
-            for (split, model), values in found.items()
-        ]
-        print(results.write_records("picture-round-trip", records, options.record))
+        for key, value in measure(pictures, paths, lambda drawn: encoder.encode(drawn, "image"), seed, sheet).items():
+            found.setdefault(key, []).append(value)
+    command = "python benchmarks/picture_round_trip.py -w workspaces/demo --record docs/results"
+    report(found, "demo pictures", "picture-round-trip", command, SEEDS, options.record)
 
 
 def write_sheet(paths: list[Path], drawn: list[Image.Image], target: Path) -> None:
