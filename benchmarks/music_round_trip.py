@@ -26,10 +26,11 @@ from encoders.media import Waveform
 from encoders.registry import load_encoder
 from mmrec.datasets.music_pairs import is_held_out
 from mmrec.progress import progress
+from mmrec.recommender import MADE
 from mmrec.workspace import Workspace
 
 SEEDS = (0, 1, 2)
-CANDIDATES, REFERENCES = 4, 4  # as `Recommender.create` by default
+CANDIDATES, REFERENCES = MADE["audio"], 4  # as `Recommender.create` by default
 RULES = ("family", "instrument")
 
 

@@ -28,10 +28,11 @@ from diffusion.fidelity import choose, copy_threshold
 from encoders.bridge import among_neighbours
 from encoders.registry import load_encoder
 from mmrec.progress import progress
+from mmrec.recommender import MADE
 from mmrec.workspace import Workspace
 
 SEEDS = (0, 1, 2)
-CANDIDATES, REFERENCES = 4, 4  # as `Recommender.create` by default
+CANDIDATES, REFERENCES = MADE["image"], 4  # as `Recommender.create` by default
 SHEET_COLUMNS, SHEET_DRAWINGS, THUMB = 14, 3, 96
 
 

@@ -40,7 +40,10 @@ Dial = Annotated[
 ]
 Edit = Annotated[str | None, typer.Option("--edit", help="Change this item instead of dreaming from nothing.")]
 Strength = Annotated[float, typer.Option(min=0, max=1, help="How far an edit may go: 0 nowhere, 1 anywhere.")]
-Tries = Annotated[int, typer.Option("--candidates", min=1, help="The best of so many is kept of each.")]
+Tries = Annotated[
+    int | None,
+    typer.Option("--candidates", min=1, help="The best of so many is kept of each; 4 if not said, of clips 2."),
+]
 Address = Annotated[str | None, typer.Option(help="Of the Ray cluster; without it, one on this machine.")]
 HERE = Path("workspace")
 
@@ -231,12 +234,13 @@ def imagine(
     dial: Dial = None,
     edit: Edit = None,
     strength: Strength = 0.3,
-    candidates: Tries = 4,
+    candidates: Tries = None,
     out: Annotated[Path | None, typer.Option(help="Also make the dreams: pictures and music into this folder.")] = None,
     seed: Seed = 0,
 ) -> None:
     """What could exist for a person: dreams, how new they are, and the real items nearest to them."""
     from mmrec.generation import dials_of, save
+    from mmrec.recommender import DREAMT
 
     recommender = _recommender(workspace)
     who: Any = {"user": user, "likes": like or (), "dislikes": dislike or ()}
@@ -252,7 +256,7 @@ def imagine(
         dials=dials_of({"temperature": temperature, **_weights(dial)}),
         edit=edit,
         strength=strength,
-        candidates=candidates,
+        candidates=candidates or DREAMT,
         seed=seed,
     )
     rows = [
@@ -357,7 +361,7 @@ def generate(
     dial: Dial = None,
     edit: Edit = None,
     strength: Strength = 0.3,
-    candidates: Tries = 4,
+    candidates: Tries = None,
     batch_size: Annotated[int, typer.Option(min=1, help="People at once; changes the speed only.")] = 16,
     out: Annotated[Path, typer.Option(help="Where to; a killed job goes on there.")] = Path("generated"),
     seed: Seed = 0,

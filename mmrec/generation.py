@@ -44,7 +44,7 @@ def generate(
     weights: Mapping[str, float] | None = None,
     edit: str | None = None,
     strength: float = 0.3,
-    candidates: int = 4,
+    candidates: int | None = None,
     seed: int = 0,
     batch_size: int = 16,
     engine: Engine | None = None,
@@ -58,7 +58,7 @@ def generate(
     Args:
         weights: of the conditions, by the names of `diffusion.guidance.Dials`.
         edit: an item of which everybody gets a version of their own, and how far it may go (``strength``).
-        candidates: dreams for each that is kept, and drawings for each that is shown.
+        candidates: dreams for each that is kept, and drawings for each that is shown; None is the facade's choice.
         batch_size: people whose dreams are dreamt in one go. It changes the speed, not a bit of the output.
 
     Returns:
@@ -263,6 +263,8 @@ class Maker:
         return Maker(recommender, options)
 
     def __call__(self, task: Task) -> Files:
+        from mmrec.recommender import DREAMT
+
         user, options = task["user"], self.options
         if user not in self.dreamt:
             people = task["together"]
@@ -271,7 +273,8 @@ class Maker:
                 seeds=[_seed_of(one, options["seed"]) for one in people],
                 n=options["per_user"],
                 dials=dials_of(options["weights"]),
-                **{name: options[name] for name in ("text", "avoid", "steps", "edit", "strength", "candidates")},
+                candidates=options["candidates"] or DREAMT,
+                **{name: options[name] for name in ("text", "avoid", "steps", "edit", "strength")},
             )
             self.dreamt = dict(zip(people, dreamt, strict=True))
         with tempfile.TemporaryDirectory() as folder:

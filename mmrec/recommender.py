@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 ALIKE = 0.35
 """Cosine from which one item is given as the reason for another."""
+DREAMT = 4
+"""Dreams dreamt for each that is kept."""
+MADE = {"image": 4, "audio": 2}
+"""Pictures, or clips, made for each that is shown; a clip takes several times as long as a picture."""
 CANDIDATES = 200
 """How many of the retriever's best items the dials of `Recommender.recommend` re-weigh."""
 
@@ -412,7 +416,7 @@ class Recommender:
         dials: Dials | None = None,
         edit: str | None = None,
         strength: float = 0.3,
-        candidates: int = 4,
+        candidates: int = DREAMT,
         seed: int = 0,
     ) -> Imagination:
         """Dream vectors of items this person would love, and ground each in the catalog.
@@ -461,7 +465,7 @@ class Recommender:
         dials: Dials | None = None,
         edit: str | None = None,
         strength: float = 0.3,
-        candidates: int = 4,
+        candidates: int = DREAMT,
     ) -> list[Imagination]:
         """`imagine` for many people of the log at once, each with a seed of their own.
 
@@ -550,7 +554,7 @@ class Recommender:
         dislikes: Sequence[str] = (),
         medium: Literal["image", "audio"] | None = None,
         decoder: str | None = None,
-        candidates: int = 4,
+        candidates: int | None = None,
         references: int = 4,
         seed: int = 0,
     ) -> list[Creation]:
@@ -560,8 +564,8 @@ class Recommender:
             user, likes, dislikes: whose taste the checks compare with.
             medium: make all of them pictures, or all music; None lets each dream be what its neighbours are.
             decoder: a name or a folder, instead of the recipe's.
-            candidates: so many are made of each dream; shown is the one that looks, or sounds, most like the dream to
-                the catalog's own encoder, copies of catalog items refused while there are others.
+            candidates: so many are made of each dream (None: `MADE`); shown is the one that looks, or sounds, most like
+                the dream to the catalog's own encoder, copies of catalog items refused while there are others.
             references: so many real items next to the dream guide the decoder.
 
         Raises:
@@ -575,7 +579,7 @@ class Recommender:
         for row, dream in enumerate(dreams):
             kind = medium or dream.medium
             drawer = self.decoder(kind, decoder)
-            output, told = self._best_of(kind, drawer, dream.vector, candidates, references, seed, row)
+            output, told = self._best_of(kind, drawer, dream.vector, candidates or MADE[kind], references, seed, row)
             seen_as = told.pop("item")
             taste = self._verdicts(seen_as[None], rated, preferences)["taste"]
             verdict = {name: values[row].item() for name, values in verdicts.items()}
@@ -774,9 +778,12 @@ class Recommender:
 
     @cached_property
     def _verifier(self) -> Verifier:
-        from diffusion.verifier import Verifier
+        from diffusion.verifier import FILE, Verifier
 
-        return Verifier.load(self._part("prior"))
+        folder = self._part("prior")
+        if not (folder / FILE).is_file():
+            raise MmrecError("this prior was trained without a verifier", mend=self.workspace.mend("prior"))
+        return Verifier.load(folder)
 
     @cached_property
     def _threshold(self) -> float:
