@@ -34,10 +34,14 @@ User = Annotated[str | None, typer.Option("--user", "-u", help="A user of the lo
 Count = Annotated[int, typer.Option("-k", min=1, help="How many items.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
 Where = Annotated[str, typer.Option("--engine", help="local, or ray: on a cluster, with the same result.")]
-Dial = Annotated[
-    list[str] | None,
-    typer.Option("--dial", help="NAME=WEIGHT of likes, dislikes, text, image, audio, avoid or temperature; repeat."),
+Exploration = Annotated[
+    float, typer.Option("--exploration", "--temperature", min=0, help="0 is safe, 1 the model's own, 2 wild.")
 ]
+Guidance = Annotated[
+    list[str] | None,
+    typer.Option(help="WHAT=WEIGHT for likes, dislikes, text, image, audio or avoid; 0 ignores, 1 is plain."),
+]
+Interval = Annotated[str, typer.Option(help="LOW,HIGH: noise levels in which guidance acts, 0 is data and 1 noise.")]
 Edit = Annotated[str | None, typer.Option("--edit", help="Change this item instead of dreaming from nothing.")]
 Strength = Annotated[float, typer.Option(min=0, max=1, help="How far an edit may go: 0 nowhere, 1 anywhere.")]
 Tries = Annotated[
@@ -227,21 +231,34 @@ def imagine(
     image: Annotated[Path | None, typer.Option(help="Steer toward this picture.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Steer toward this sound.")] = None,
     avoid: Annotated[str, typer.Option(help="Keep away from these words.")] = "",
+    pictures: Annotated[
+        Path | None, typer.Option(help="A folder of the person's own pictures, read as things they like.")
+    ] = None,
+    vector: Annotated[
+        Path | None, typer.Option(help="A .npy file with a vector of the item space that stands for the person.")
+    ] = None,
+    refuse: Annotated[
+        list[str] | None, typer.Option("--refuse", help="An item id shown before in vain; may be repeated.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="How many dreams.")] = 6,
     k: Count = 10,
     steps: Annotated[int, typer.Option(min=1, max=16, help="Network evaluations along the path.")] = 8,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is safe, 1 the model's own, above 1 wilder.")] = 1.0,
-    dial: Dial = None,
     edit: Edit = None,
     strength: Strength = 0.3,
     candidates: Tries = None,
+    exploration: Exploration = 1.0,
+    guidance: Guidance = None,
+    interval: Interval = "0,1",
     out: Annotated[Path | None, typer.Option(help="Also make the dreams: pictures and music into this folder.")] = None,
     seed: Seed = 0,
 ) -> None:
     """What could exist for a person: dreams, how new they are, and the real items nearest to them."""
-    from mmrec.generation import dials_of, save
+    import numpy as np
+
+    from mmrec.generation import save
     from mmrec.recommender import DREAMT
 
+    dials = _dials(guidance, interval, exploration)
     recommender = _recommender(workspace)
     who: Any = {"user": user, "likes": like or (), "dislikes": dislike or ()}
     imagined = recommender.imagine(
@@ -250,10 +267,13 @@ def imagine(
         image=image,
         audio=audio,
         avoid=avoid,
+        pictures=pictures or (),
+        vector=None if vector is None else np.load(vector, allow_pickle=False),
+        refused=refuse or (),
         n=n,
         k=k,
         steps=steps,
-        dials=dials_of({"temperature": temperature, **_weights(dial)}),
+        dials=dials,
         edit=edit,
         strength=strength,
         candidates=candidates or DREAMT,
@@ -358,7 +378,9 @@ def generate(
     text: Annotated[str, typer.Option(help="Steer toward these words.")] = "",
     avoid: Annotated[str, typer.Option(help="Keep away from these words.")] = "",
     steps: Annotated[int, typer.Option(min=1, max=16)] = 8,
-    dial: Dial = None,
+    exploration: Exploration = 1.0,
+    guidance: Guidance = None,
+    interval: Interval = "0,1",
     edit: Edit = None,
     strength: Strength = 0.3,
     candidates: Tries = None,
@@ -382,7 +404,8 @@ def generate(
     else:
         people = users.split(",")
     options: Any = {"per_user": per_user, "text": text, "avoid": avoid, "steps": steps, "seed": seed}
-    options |= {"edit": edit, "strength": strength, "candidates": candidates, "weights": _weights(dial)}
+    options |= {"edit": edit, "strength": strength, "candidates": candidates}
+    options |= {"dials": _dials(guidance, interval, exploration)}
     print(make(recommender, medium, people, out, engine=runs, batch_size=batch_size, **options))
 
 
@@ -493,17 +516,19 @@ def _medium(what: str) -> Literal["image", "audio"]:
     return "image" if what == "images" else "audio"
 
 
-def _weights(given: list[str] | None) -> dict[str, float]:
+def _dials(guidance: list[str] | None, interval: str, exploration: float) -> Any:
+    """The dials of a dream out of what was typed."""
+    from mmrec import Dials
     from mmrec.errors import MmrecError
 
-    weights = {}
-    for pair in given or ():
-        name, _, weight = pair.partition("=")
-        try:
-            weights[name] = float(weight)
-        except ValueError as error:
-            raise MmrecError(f"{pair!r} is no dial", mend="--dial NAME=WEIGHT, as --dial text=2") from error
-    return weights
+    try:
+        low, high = (float(end) for end in interval.split(","))
+        weights: Any = {name: float(weight) for name, weight in (pair.split("=") for pair in guidance or ())}
+        return Dials(**weights, temperature=exploration, interval=(low, high))
+    except (ValueError, TypeError) as error:
+        raise MmrecError(
+            f"the dials cannot be read: {error}", mend="as in --guidance likes=2 --guidance text=3 --interval 0.2,0.9"
+        ) from error
 
 
 def _lines(file: Path) -> list[str]:

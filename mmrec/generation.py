@@ -14,7 +14,8 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,10 +26,7 @@ from mmrec.workspace import Workspace, fingerprint_of, write_text, writing
 
 if TYPE_CHECKING:
     from diffusion.guidance import Dials
-    from mmrec.recommender import Creation, Imagination, Recommender
-
-DIALS = ("likes", "dislikes", "text", "image", "audio", "avoid", "temperature")
-"""What can be turned of `diffusion.guidance.Dials`."""
+    from mmrec.recommender import Creation, Dream, Recommender
 
 
 def generate(
@@ -41,7 +39,7 @@ def generate(
     text: str = "",
     avoid: str = "",
     steps: int = 8,
-    weights: Mapping[str, float] | None = None,
+    dials: Dials | None = None,
     edit: str | None = None,
     strength: float = 0.3,
     candidates: int | None = None,
@@ -56,7 +54,7 @@ def generate(
     decoder, embedding, novelty, grounded items with scores, checks.
 
     Args:
-        weights: of the conditions, by the names of `diffusion.guidance.Dials`.
+        dials: weights of the conditions.
         edit: an item of which everybody gets a version of their own, and how far it may go (``strength``).
         candidates: dreams for each that is kept, and drawings for each that is shown; None is the facade's choice.
         batch_size: people whose dreams are dreamt in one go. It changes the speed, not a bit of the output.
@@ -65,10 +63,12 @@ def generate(
         The path of the manifest.
 
     Raises:
-        MmrecError: for an unknown person, item or dial, or if ``destination`` holds another job.
+        MmrecError: for an unknown person or item, or if ``destination`` holds another job.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from diffusion.guidance import Dials
 
     users = list(dict.fromkeys(users))
     for user in users:
@@ -80,7 +80,7 @@ def generate(
         "text": text,
         "avoid": avoid,
         "steps": steps,
-        "weights": {name: getattr(dials_of(weights or {}), name) for name in DIALS},
+        "weights": asdict(dials or Dials()),
         "edit": edit,
         "strength": strength,
         "candidates": candidates,
@@ -122,20 +122,6 @@ def generate(
         pq.write_table(pa.Table.from_pylist(rows), temporary)
         temporary.replace(destination / "manifest.parquet")
     return destination / "manifest.parquet"
-
-
-def dials_of(weights: Mapping[str, float]) -> Dials:
-    """The dials with some weights turned.
-
-    Raises:
-        MmrecError: for a name that is no dial.
-    """
-    from diffusion.guidance import Dials
-
-    for name in weights:
-        if name not in DIALS:
-            raise MmrecError(f"there is no dial {name!r}", mend=f"turn one of {', '.join(DIALS)}")
-    return Dials(**weights)
 
 
 def save(creation: Creation, path: Path, told: dict[str, object]) -> Path:
@@ -247,7 +233,7 @@ class Maker:
 
     def __init__(self, recommender: Recommender, options: dict[str, Any]) -> None:
         self.recommender, self.options = recommender, options
-        self.dreamt: dict[str, Imagination] = {}
+        self.dreamt: dict[str, list[Dream]] = {}
 
     def __reduce__(self) -> tuple[Callable[..., Maker], tuple[Any, ...]]:
         workspace = self.recommender.workspace
@@ -263,16 +249,17 @@ class Maker:
         return Maker(recommender, options)
 
     def __call__(self, task: Task) -> Files:
+        from diffusion.guidance import Dials
         from mmrec.recommender import DREAMT
 
         user, options = task["user"], self.options
         if user not in self.dreamt:
             people = task["together"]
-            dreamt = self.recommender.imagine_each(
+            dreamt = self.recommender.dream_each(
                 people,
                 seeds=[_seed_of(one, options["seed"]) for one in people],
                 n=options["per_user"],
-                dials=dials_of(options["weights"]),
+                dials=Dials(**options["weights"]),
                 candidates=options["candidates"] or DREAMT,
                 **{name: options[name] for name in ("text", "avoid", "steps", "edit", "strength")},
             )
@@ -290,12 +277,12 @@ def _parts(workspace: Workspace) -> list[str]:
 
 
 def _make(
-    recommender: Recommender, user: str, imagined: Imagination, folder: Path, name: str, options: dict[str, Any]
+    recommender: Recommender, user: str, dreams: list[Dream], folder: Path, name: str, options: dict[str, Any]
 ) -> None:
     """Write one person's creations and ``manifest.json`` into ``folder``."""
     own_seed = _seed_of(user, options["seed"])
     made = recommender.create(
-        imagined.dreams, user=user, medium=options["medium"], candidates=options["candidates"], seed=own_seed
+        dreams, user=user, medium=options["medium"], candidates=options["candidates"], seed=own_seed
     )
     rows = []
     for number, creation in enumerate(made):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from mmrec.errors import MmrecError
 from mmrec.feedback import Feedback
 from mmrec.hybrid import proposals, told
 from mmrec.interactions import Histories, load_histories
+from mmrec.sources import IMAGE_SUFFIXES
 from mmrec.stages import BRIDGED, Embeddings, has_log, load_embeddings, load_vectors
 from mmrec.workspace import Workspace
 
@@ -30,12 +32,19 @@ if TYPE_CHECKING:
     from encoders.base import Encoder
     from retrieval.hybrid import Vote
 
+log = logging.getLogger(__name__)
+
 ALIKE = 0.35
 """Cosine from which one item is given as the reason for another."""
 DREAMT = 4
 """Dreams dreamt for each that is kept."""
 MADE = {"image": 4, "audio": 2}
 """Pictures, or clips, made for each that is shown; a clip takes several times as long as a picture."""
+MOST_PICTURES = 50
+"""Of a person's own that are read, the last by name."""
+VOTERS = 64
+"""Dreams that vote on which real items ground them, where fewer are asked for."""
+WORDS_FOR_THE_GAP = 256
 CANDIDATES = 200
 """How many of the retriever's best items the dials of `Recommender.recommend` re-weigh."""
 
@@ -226,6 +235,13 @@ class Recommender:
         return index if len(index) == len(self.vectors) else VectorIndex.build(self.vectors, factory=self.recipe.index)
 
     @cached_property
+    def worth(self) -> Any:
+        """What the log says of items beside what is dreamt, `retrieval.worth.Worth`."""
+        from retrieval.worth import Worth
+
+        return Worth(self.histories.items, self.histories.preferences, len(self.catalog))
+
+    @cached_property
     def feedback(self) -> Feedback:
         """What people told the app."""
         return Feedback(self.workspace.root / "feedback.sqlite")
@@ -410,6 +426,9 @@ class Recommender:
         image: str | Path | None = None,
         audio: str | Path | None = None,
         avoid: str = "",
+        pictures: str | Path | Sequence[str | Path] = (),
+        vector: np.ndarray | None = None,
+        refused: Sequence[str] = (),
         n: int = 6,
         k: int = 10,
         steps: int = 8,
@@ -421,13 +440,21 @@ class Recommender:
     ) -> Imagination:
         """Dream vectors of items this person would love, and ground each in the catalog.
 
+        Where nothing steers the dreams, what the log says of items counts in grounding, too (`retrieval.worth`).
+
         Args:
             text, image, audio: steer the dreams toward words, a picture, a sound; any mix.
             avoid: words to keep away from.
+            pictures: a folder of the person's own pictures (or their paths), each read as something liked: a visual
+                history may be all that is known of somebody (VisualLens, Zhang et al. 2024).
+            vector: float32 [D] in the item space that stands for the person, read as something liked.
+            refused: item ids that an earlier round showed in vain; they are hidden and count as disliked, for the
+                prior and for what the log says, so that the next round learns from them (Ada-Retrieval, Li et al.
+                2024).
             n: how many dreams.
             k: how many real items to ground them in.
             steps: network evaluations along the path, 1 to 16.
-            dials: weight of each condition and the temperature, `diffusion.prior.Dials`.
+            dials: weight of each condition, the interval they act in, and exploration, `diffusion.prior.Dials`.
             edit: an item to change instead of dreaming from nothing.
             strength: how far an edit may go, from 0 (the item as it is) to 1 (a dream that has forgotten it).
             candidates: so many are dreamt for each that is kept; copies of items and what the verifier finds off the
@@ -436,23 +463,37 @@ class Recommender:
             seed: same seed, same dreams.
         """
         from diffusion.prior import Dials
+        from retrieval.grounding import ground, ground_by_votes
 
-        items, preferences = self._taste(user, likes, dislikes)
-        conditions = self.conditions(items, preferences, text=text, image=image, audio=audio, avoid=avoid)
+        items, preferences = self._taste(user, likes, [*dislikes, *refused])
+        more = self._of_pictures(pictures) + ([] if vector is None else [np.asarray(vector, np.float32)])
+        conditions = self.conditions(items, preferences, more, text=text, image=image, audio=audio, avoid=avoid)
+        votes = not more and not (text or image or audio or edit) and has_log(self.workspace)
         seeds = self.prior.sample(
             conditions,
-            n * candidates,
+            max(n * candidates, VOTERS) if votes else n * candidates,
             steps=steps,
             dials=dials or Dials(),
             seed=seed,
             edit=self._edited(edit),
             strength=strength,
-        )[0]  # [n * candidates, D]
+        )[0]  # [S, D]
         wilful = bool(text or avoid or image or audio)
-        kept = self._kept(seeds, items, preferences, n, wilful=wilful, edited=edit is not None)
-        return self._imagination(kept, items, preferences, text, k)
+        kept = self._kept(seeds[: n * candidates], items, preferences, n, wilful=wilful, edited=edit is not None)
+        if votes:
+            worth = self.worth.of([items], [preferences])[0]
+            grounding = ground_by_votes(seeds, worth, self.index, k, exclude=items)
+        else:
+            grounding = ground(kept, None, self.index, k, exclude=items)
+        liked = items[preferences > 0]
+        merged = [
+            self._item(int(i), float(s), self._because(int(i), liked, text))
+            for i, s in zip(grounding.items, grounding.scores, strict=True)
+            if i >= 0
+        ]
+        return Imagination(self._dreams(kept, items), merged)
 
-    def imagine_each(
+    def dream_each(
         self,
         users: Sequence[str],
         *,
@@ -460,14 +501,13 @@ class Recommender:
         text: str = "",
         avoid: str = "",
         n: int = 6,
-        k: int = 10,
         steps: int = 8,
         dials: Dials | None = None,
         edit: str | None = None,
         strength: float = 0.3,
         candidates: int = DREAMT,
-    ) -> list[Imagination]:
-        """`imagine` for many people of the log at once, each with a seed of their own.
+    ) -> list[list[Dream]]:
+        """The dreams `imagine` gives, for many people of the log at once, each with a seed of their own.
 
         Nobody's dreams depend on who else is asked, to the bit: everyone's history has one length (of the prior's
         ``max_history``), who is known by the same kinds of events goes together, and nobody goes alone, for of one row
@@ -477,10 +517,11 @@ class Recommender:
 
         length = self.prior.network.config.max_history
         histories = [tuple(part[-length:] for part in self._taste(user, (), ())) for user in users]
+        steers = {name: self.steer("text", words) for name, words in (("text", text), ("avoid", avoid)) if words}
         groups: dict[tuple[bool, bool], list[int]] = {}
         for row, (_, preferences) in enumerate(histories):
             groups.setdefault((bool((preferences >= 0).any()), bool((preferences < 0).any())), []).append(row)
-        imagined: dict[int, Imagination] = {}
+        dreams: dict[int, list[Dream]] = {}
         for rows in groups.values():
             several = rows if len(rows) > 1 else rows * 2
             conditions = Conditions.from_histories(
@@ -488,8 +529,7 @@ class Recommender:
                 [histories[row][1] for row in several],
                 self.vectors,
                 max_history=length,
-                text=np.repeat(self.steer("text", text)[None], len(several), axis=0) if text else None,
-                avoid=np.repeat(self.steer("text", avoid)[None], len(several), axis=0) if avoid else None,
+                **{name: np.repeat(vector[None], len(several), axis=0) for name, vector in steers.items()},
             ).padded(length)
             dreamt = self.prior.sample(
                 conditions,
@@ -502,10 +542,9 @@ class Recommender:
             )  # [B, n * candidates, D]
             for row, vectors in zip(rows, dreamt, strict=False):
                 items, preferences = histories[row]
-                wilful = bool(text or avoid)
-                kept = self._kept(vectors, items, preferences, n, wilful=wilful, edited=edit is not None)
-                imagined[row] = self._imagination(kept, items, preferences, text, k)
-        return [imagined[row] for row in range(len(users))]
+                kept = self._kept(vectors, items, preferences, n, wilful=bool(steers), edited=edit is not None)
+                dreams[row] = self._dreams(kept, items)
+        return [dreams[row] for row in range(len(users))]
 
     def _edited(self, item_id: str | None) -> np.ndarray | None:
         return self.vectors[self._rows([item_id])[0]] if item_id is not None else None
@@ -520,30 +559,22 @@ class Recommender:
         refused = verdicts["copy"] if wilful else verdicts["copy"] | verdicts["off_taste"]
         return seeds[keep(refused & (not edited), verdicts["taste"], n)]
 
-    def _imagination(
-        self, seeds: np.ndarray, items: np.ndarray, preferences: np.ndarray, text: str, k: int
-    ) -> Imagination:
-        """The seeds [n, D] of one person as dreams, grounded in the catalog."""
-        from retrieval.grounding import ground
+    def _dreams(self, vectors: np.ndarray, items: np.ndarray) -> list[Dream]:
+        """Vectors [n, D] dreamt for somebody who has met `items`, each with the unmet items nearest to it."""
+        from retrieval.grounding import novelty
 
-        grounding = ground(seeds, None, self.index, k, exclude=items)
+        new = novelty(vectors, self.index)
         met = np.isin(np.arange(len(self.catalog)), items)
-        liked = items[preferences > 0]
-        near_scores, near = self.index.search(seeds, 5, allowed=~met)
+        scores, near = self.index.search(vectors, 5, allowed=~met)
         dreams = []
-        for row, vector in enumerate(seeds):
+        for row, vector in enumerate(vectors):
             around = [
                 self._item(int(i), float(s), "near this dream")
-                for s, i in zip(near_scores[row], near[row], strict=True)
+                for s, i in zip(scores[row], near[row], strict=True)
                 if i >= 0
             ]
-            dreams.append(Dream(vector, float(grounding.novelty[row]), around, _medium(around)))
-        merged = [
-            self._item(int(i), float(s), self._because(int(i), liked, text))
-            for i, s in zip(grounding.items, grounding.scores, strict=True)
-            if i >= 0
-        ]
-        return Imagination(dreams, merged)
+            dreams.append(Dream(vector, float(new[row]), around, _medium(around)))
+        return dreams
 
     def create(
         self,
@@ -683,7 +714,7 @@ class Recommender:
             "copy": bool(cosine[best] > threshold),
             "presentable": bool(fit[best]),
             "candidates": candidates,
-            "item": self._as_item(medium, made[best]) if len(vectors) >= BRIDGED else vector,
+            "item": self._in_item_space(medium, made[best][None]) if len(vectors) >= BRIDGED else vector,
         }
         return output[best], told
 
@@ -693,22 +724,33 @@ class Recommender:
         self,
         items: np.ndarray,
         preferences: np.ndarray,
+        more: Sequence[np.ndarray] = (),
         *,
         text: str = "",
         image: str | Path | None = None,
         audio: str | Path | None = None,
         avoid: str = "",
     ) -> Any:
-        """One person's conditions for the prior: the rated history and the steers, all in the item space."""
+        """One person's conditions for the prior: the rated history and the steers, all in the item space.
+
+        `more` are vectors [D] beside the catalog's that are liked; they come before the history.
+        """
         from diffusion.prior import Conditions
 
         def steered(modality: str, what: str | Path | None) -> np.ndarray | None:
             return self.steer(modality, what)[None] if what else None
 
+        liked = np.array([vector / np.linalg.norm(vector) for vector in more], np.float32).reshape(len(more), -1)
+        if liked.size and liked.shape[1] != self.vectors.shape[1]:
+            raise MmrecError(
+                f"a vector has {liked.shape[1]} numbers, the item space {self.vectors.shape[1]}",
+                mend="give one of the item space, as of vectors.npy in the workspace",
+            )
+        history = np.concatenate([liked, self.vectors[items]]) if liked.size else self.vectors[items]
         return Conditions(
-            history=self.vectors[items][None],
-            preferences=preferences[None].astype(np.float32),
-            mask=np.ones((1, len(items)), bool),
+            history=history[None],
+            preferences=np.concatenate([np.ones(len(liked)), preferences])[None].astype(np.float32),
+            mask=np.ones((1, len(history)), bool),
             text=steered("text", text),
             image=steered("image", image),
             audio=steered("audio", audio),
@@ -718,15 +760,25 @@ class Recommender:
     def steer(self, modality: str, what: str | Path) -> np.ndarray:
         """Words, or the picture or sound at a path, as a unit vector float32 [D] in the item space.
 
+        A catalog without words is steered by words through an encoder of its pictures or sounds that reads words, too
+        (CLIP, CLAP), the gap between the two closed.
+
         Raises:
             MmrecError: if the catalog has nothing of that modality, so that no bridge could be learned.
         """
+        if modality == "text" and "text" not in self.spaces:
+            for medium in ("image", "audio"):
+                if medium in self.spaces and "text" in self._encoder(medium).modalities:
+                    words = self._encoder(medium).encode([read_media(str(what), "text")], "text")
+                    return self._in_item_space(medium, self._gap(medium).to_media(words))
         if modality not in self.spaces:
             raise MmrecError(
                 f"the catalog has no {modality}, so nothing links {modality} to its items",
                 mend="steer with " + " or ".join(m for m in MODALITIES if m in self.spaces and m != "tags"),
             )
-        return self._as_item(modality, self._encoder(modality).encode([read_media(str(what), modality)], modality)[0])
+        return self._in_item_space(
+            modality, self._encoder(modality).encode([read_media(str(what), modality)], modality)
+        )
 
     def _encoder(self, modality: str) -> Encoder:
         if modality not in self._encoders:
@@ -735,9 +787,39 @@ class Recommender:
             self._encoders[modality] = load_encoder(self.spaces[modality]["encoder"])
         return self._encoders[modality]
 
-    def _as_item(self, modality: str, embedding: np.ndarray) -> np.ndarray:
-        """What an encoder of one modality made [d], as a unit vector float32 [D] in the item space."""
-        return _unit(self._bridge(f"{modality}_to_item").transform(embedding[None])).astype(np.float32)[0]
+    def _in_item_space(self, modality: str, vector: np.ndarray) -> np.ndarray:
+        item = self._bridge(f"{modality}_to_item").transform(vector)[0]
+        return (item / (np.linalg.norm(item) + 1e-9)).astype(np.float32)
+
+    def _gap(self, medium: str) -> Any:
+        """Between the titles and the pictures (or sounds) of the catalog, in the space of the medium's encoder."""
+        from encoders.gap import ModalityGap
+
+        if medium not in self._gaps:
+            words = [self.catalog.titles[row] or self.catalog.item_ids[row] for row in range(len(self.catalog))]
+            few = np.random.default_rng(0).permutation(len(words))[:WORDS_FOR_THE_GAP]
+            told = self._encoder(medium).encode([words[row] for row in few], "text")
+            self._gaps[medium] = ModalityGap(told, self._seen(medium)[1])
+        return self._gaps[medium]
+
+    @cached_property
+    def _gaps(self) -> dict[str, Any]:
+        return {}
+
+    def _of_pictures(self, given: str | Path | Sequence[str | Path]) -> list[np.ndarray]:
+        """Vectors in the item space of a folder's pictures; those that cannot be read are left out, with a warning."""
+        from encoders.media import MediaError
+
+        vectors = []
+        paths = _pictures(given)
+        for path in paths:
+            try:
+                vectors.append(self.steer("image", path))
+            except MediaError as error:
+                log.warning("left out: %s", error)
+        if paths and not vectors:
+            raise MmrecError(f"none of {len(paths)} pictures can be read", mend="give pictures that open elsewhere")
+        return vectors
 
     def map(self) -> np.ndarray:
         """Where each item lies on a flat map, float32 [N, 2]; items added later sit on their nearest neighbour."""
@@ -927,6 +1009,18 @@ class Recommender:
             code,
             self.labels.get(str(code[0]), ""),
         )
+
+
+def _pictures(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The pictures of a folder, by name, or the paths given; as many of the last as the prior reads."""
+    if not isinstance(given, str | Path):
+        return [Path(path) for path in given][-MOST_PICTURES:]
+    folder = Path(given)
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise MmrecError(f"{folder} is no folder with pictures ({kinds}) in it", mend="give another folder")
+    return found[-MOST_PICTURES:]
 
 
 def _medium(items: Sequence[Item]) -> Literal["image", "audio"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
+from contextlib import ExitStack
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,6 +53,7 @@ class Wish:
     text: str
     avoid: str
     upload: tuple[str, str] | None  # kind and name of the uploaded file
+    own: tuple[str, ...]  # names of the pictures that tell a taste
     dials: Any
     steps: int
     n: int
@@ -61,8 +63,8 @@ class Wish:
     strength: float
 
 
-def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
-    """The dials, and the uploaded file."""
+def ask(now: Recommender, who: Person) -> tuple[Wish, Any, list[Any]]:
+    """The dials, the uploaded file to steer by, and the uploaded pictures that the person likes."""
     with st.container(border=True, key="dials"):
         left, middle, right = st.columns([1.4, 1.4, 1.2], gap="large", vertical_alignment="bottom")
         text = left.text_input("Toward these words", placeholder="a friendly sea animal", key=dial("toward", ""))
@@ -104,8 +106,24 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
             words = two.slider("Pull of the words", 0.0, 4.0, step=0.25, disabled=not text, key=dial("text", 1.5))
             push = two.slider("Push of the words", 0.0, 4.0, step=0.25, disabled=not avoid, key=dial("push", 1.0))
             steps = two.select_slider("Steps", STEPS, key=dial("steps", 8), help="More steps are finer and slower.")
+            acting = "Noise levels in which pulls and pushes act: 0 shapes details, 1 the choice of a taste."
+            interval = one.slider(
+                "Where the dials act", 0.0, 1.0, step=0.1, key=dial("interval", (0.0, 1.0)), help=acting
+            )
+            has_pictures = "image" in now.spaces
             kinds = [suffix for kind in ("image", "audio") if kind in now.spaces for suffix in UPLOAD_TYPES[kind]]
             file = three.file_uploader("Toward this picture or sound", type=kinds, key="steer") if kinds else None
+            own = (
+                three.file_uploader(
+                    "Pictures this person likes",
+                    UPLOAD_TYPES["image"],
+                    True,
+                    key="own",
+                    help="A taste can be told in pictures of one's own; each is read as something liked.",
+                )
+                if has_pictures
+                else []
+            )
             pull = three.slider(
                 "Pull of the upload", 0.0, 4.0, step=0.25, disabled=file is None, key=dial("upload", 1.5)
             )
@@ -118,7 +136,8 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
         text.strip(),
         avoid.strip(),
         (kind, file.file_id) if file is not None and kind else None,
-        Dials(likes=likes, dislikes=dislikes, text=words, image=pull, audio=pull, avoid=push, temperature=temperature),
+        tuple(picture.file_id for picture in own),
+        Dials(likes, dislikes, words, pull, pull, push, temperature, interval),
         steps,
         n,
         int(seed),
@@ -126,25 +145,27 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
         edit,
         strength if edit is not None else 0.0,
     )
-    return wish, file
+    return wish, file, own
 
 
 def _again() -> None:
     st.session_state["dial-seed"] = (st.session_state["dial-seed"] + 1) % 2**31
 
 
-def dream(now: Recommender, who: Person, wish: Wish, file: Any) -> Imagination:
+def dream(now: Recommender, who: Person, wish: Wish, file: Any, own: list[Any]) -> Imagination:
     """The dreams of a wish, dreamt anew only if the wish changed."""
     lately = st.session_state.get("dreamt")
     if lately is None or lately[0] != wish:
         kind = wish.upload[0] if wish.upload else ""
-        with uploaded(file) as path, st.spinner("Dreaming"):
+        with ExitStack() as files, st.spinner("Dreaming"):
+            path = files.enter_context(uploaded(file))
             imagination = now.imagine(
                 **who.taste,
                 text=wish.text,
                 avoid=wish.avoid,
                 image=path if kind == "image" else None,
                 audio=path if kind == "audio" else None,
+                pictures=[files.enter_context(uploaded(picture)) for picture in own],
                 n=wish.n,
                 k=10,
                 steps=wish.steps,
@@ -268,10 +289,10 @@ def page(now: Recommender, who: Person) -> None:
     if not who.known:
         anybody = "No taste is known yet, so these are anybody's dreams. Like a few things under For you, or here."
         st.html(f'<p class="quiet">{anybody}</p>')
-    wish, file = ask(now, who)
+    wish, file, own = ask(now, who)
     with kindly():
         whom = who.user or ("you" if who.known else "anybody")
-        imagination = dream(now, who, wish, file)
+        imagination = dream(now, who, wish, file, own)
         section(f"Dreamt for {whom}", "novelty: the share of real items that stand less alone than the dream")
         with kindly():
             creations = create(now, who, wish, imagination)

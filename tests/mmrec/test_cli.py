@@ -141,7 +141,20 @@ def test_questions_are_answered_in_tables(mmrec: Callable[..., Answer], tiny_wor
     code, out, _ = mmrec("imagine", *where, "--like", "pic-poodle", "-n", 2, "-k", 3, "--steps", 2, "--seed", 5)
     assert code == 0
     assert out == mmrec("imagine", *where, "--like", "pic-poodle", "-n", 2, "-k", 3, "--steps", 2, "--seed", 5)[1]
-    edit = ("--edit", "pic-poodle", "--strength", 0.1, "--dial", "likes=2", "--out", tmp_path / "made")
+    dials = ("--guidance", "likes=2", "--guidance", "avoid=3", "--interval", "0.2,0.9", "--exploration", 0.5)
+    turned = mmrec("imagine", *where, "--like", "pic-poodle", "-n", 2, "--steps", 2, "--seed", 5, *dials)
+    assert turned[0] == 0
+    assert turned[1] != out
+    (tmp_path / "own").mkdir()
+    picture = next((tiny_workspace / "sources").rglob("*.png"))
+    shutil.copy(picture, tmp_path / "own" / "holiday.png")
+    np.save(tmp_path / "me.npy", np.load(tiny_workspace / "vectors" / "vectors.npy")[0])
+    code, out, _ = mmrec(
+        "imagine", *where, "--pictures", tmp_path / "own", "--vector", tmp_path / "me.npy", "--refuse", "pic-bell"
+    )
+    assert code == 0
+    assert "pic-bell" not in re.findall(r"^ +\d+ +(\S+)", out, re.M)
+    edit = ("--edit", "pic-poodle", "--strength", 0.1, "--guidance", "likes=2", "--out", tmp_path / "made")
     code, out, _ = mmrec("imagine", *where, "--like", "pic-bell", "-n", 1, "--steps", 2, *edit)
     assert code == 0
     assert "Poodle" in out
@@ -165,13 +178,17 @@ def test_questions_are_answered_in_tables(mmrec: Callable[..., Answer], tiny_wor
         (["recommend", "--like", "nothing"], "the catalog has no item 'nothing'"),
         (["recommend", "--like", "pic-poodle", "--mode", "psychic"], "'psychic'"),
         (["recommend", "--like", "pic-poodle", "--allowed", "absent.txt"], "absent.txt"),
+        (["imagine", "--guidance", "likes"], "the dials cannot be read"),
+        (["imagine", "--guidance", "colour=2"], "the dials cannot be read"),
+        (["imagine", "--interval", "0.9,0.1"], "the dials cannot be read"),
+        (["imagine", "--pictures", "absent"], "absent is no folder with pictures"),
+        (["imagine", "--vector", "absent.npy"], "absent.npy"),
         (["search"], "exactly one of text, image and audio"),
         (["search", "--image", "absent.png"], "absent.png: no such file"),
         (["generate", "sculptures"], "images or music, not 'sculptures'"),
         (["show", "nothing"], "the catalog has no item 'nothing'"),
         (["imagine", "--edit", "nothing"], "the catalog has no item 'nothing'"),
-        (["imagine", "--dial", "loud=2"], "there is no dial 'loud'"),
-        (["imagine", "--dial", "likes"], "'likes' is no dial"),
+        (["generate", "images", "--guidance", "loud=2"], "the dials cannot be read"),
         (["rank", "--what", "sculptures"], "images or music, not 'sculptures'"),
         (["rank", "--decoder", "nothing"], "no decoder named 'nothing'"),
     ],

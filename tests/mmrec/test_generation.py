@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmrec import Recommender
+from mmrec import Dials, Recommender
 from mmrec.errors import MmrecError
 from mmrec.generation import _folder_name, generate, origin_of, save, sound_bytes
 
@@ -32,7 +32,7 @@ def people(opened: Recommender) -> list[str]:
 @pytest.fixture(scope="module")
 def pictures(opened: Recommender, people: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    wish = {"text": "a happy animal", "avoid": "food", "weights": {"text": 2.0}}
+    wish = {"text": "a happy animal", "avoid": "food", "dials": Dials(text=2.0)}
     generate(opened, "image", people, folder, per_user=2, steps=2, seed=3, **wish)
     return folder
 
@@ -100,7 +100,7 @@ def test_a_persons_pictures_do_not_depend_on_who_else_is_asked(
     opened: Recommender, people: list[str], pictures: Path, tmp_path: Path
 ) -> None:
     options = {"per_user": 2, "text": "a happy animal", "avoid": "food", "steps": 2, "seed": 3}
-    options["weights"] = {"text": 2.0}
+    options["dials"] = Dials(text=2.0)
     generate(opened, "image", [people[1], people[1]], tmp_path / "alone", **options)
     rows = pq.read_table(tmp_path / "alone" / "manifest.parquet").to_pylist()
     assert [row["user"] for row in rows] == [people[1]] * 2, "named twice, made once"
@@ -115,8 +115,8 @@ def test_another_job_does_not_mix_with_this_one(
 ) -> None:
     folder = Path(shutil.copytree(pictures, tmp_path / "pictures"))
     before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-    job = {"per_user": 2, "text": "a happy animal", "avoid": "food", "steps": 2, "seed": 3, "weights": {"text": 2.0}}
-    changes = [{"text": "something else"}, {"seed": 4}, {"per_user": 1}, {"steps": 3}, {"weights": {}}]
+    job = {"per_user": 2, "text": "a happy animal", "avoid": "food", "steps": 2, "seed": 3, "dials": Dials(text=2.0)}
+    changes = [{"text": "something else"}, {"seed": 4}, {"per_user": 1}, {"steps": 3}, {"dials": Dials()}]
     for change in [*changes, {"edit": "pic-poodle"}, {"candidates": 1}]:
         with pytest.raises(MmrecError, match=r"holds the output of another job\n.*--out"):
             generate(opened, "image", people, folder, **{**job, **change})
@@ -155,8 +155,6 @@ def test_everybody_gets_a_version_of_one_item(opened: Recommender, people: list[
     assert rows[0]["embedding"] != rows[1]["embedding"]
     with pytest.raises(MmrecError, match="no item 'nothing'"):
         generate(opened, "image", people, tmp_path / "none", edit="nothing")
-    with pytest.raises(MmrecError, match=r"no dial 'loudness'\n.*likes, dislikes"):
-        generate(opened, "image", people, tmp_path / "none", weights={"loudness": 1.0})
     assert not (tmp_path / "none").exists()
 
 

@@ -242,6 +242,32 @@ def pull(opened: Recommender, vector: np.ndarray, likes: list[str], **steer: obj
     return float(np.mean([dream.vector @ vector for dream in dreams]))
 
 
+def test_somebody_known_by_pictures_or_a_vector_alone(opened: Recommender, tmp_path: Path) -> None:
+    picture = opened.catalog.index["pic-poodle"]
+    shutil.copy(opened.catalog.image_path(picture), tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    vector = opened.vectors[picture]
+    nobody = pull(opened, vector, [])
+    assert pull(opened, vector, [], pictures=tmp_path) > nobody + 0.05
+    assert pull(opened, vector, [], pictures=[tmp_path / "a.png"]) == pull(opened, vector, [], pictures=tmp_path)
+    assert pull(opened, vector, [], vector=3 * vector) > nobody + 0.05
+    for wrong in ({"pictures": tmp_path / "none"}, {"pictures": [tmp_path / "b.png"]}, {"vector": np.ones(3)}):
+        with pytest.raises(MmrecError):
+            opened.imagine(**wrong)
+
+
+def test_a_round_learns_from_what_was_refused(opened: Recommender) -> None:
+    user = opened.histories.user_ids[2]
+    first = opened.imagine(user, k=5, n=4)
+    refused = ids(first.items)[:3]
+    again = opened.imagine(user, k=5, n=4, refused=refused)
+    assert not set(refused) & set(ids(again.items))
+    assert all(np.abs(a.vector - b.vector).max() > 0 for a, b in zip(first.dreams, again.dreams, strict=True))
+    rows = [opened.catalog.index[item] for item in refused]
+    away = opened.vectors[rows].mean(0)
+    assert np.mean([d.vector @ away for d in again.dreams]) < np.mean([d.vector @ away for d in first.dreams])
+
+
 def test_steers_pull_and_avoid_pushes(opened: Recommender, likes: list[str]) -> None:
     for text in ("food and drink", "a smiling face", "an animal", "a train"):
         vector = opened.steer("text", text)
@@ -375,15 +401,15 @@ def test_decoders_and_prompts_are_ranked_for_a_person(opened: Recommender, tmp_p
 def test_dreams_for_many_are_the_same_whoever_else_is_asked(opened: Recommender) -> None:
     users = opened.histories.user_ids[:7]
     wish = {"n": 2, "steps": 2, "text": "food", "candidates": 2}
-    together = opened.imagine_each(users, seeds=range(7), **wish)
+    together = opened.dream_each(users, seeds=range(7), **wish)
     for rows in ([3], [0, 1], [6, 2, 4]):
-        apart = opened.imagine_each([users[r] for r in rows], seeds=rows, **wish)
-        for row, imagined in zip(rows, apart, strict=True):
-            for a, b in zip(imagined.dreams, together[row].dreams, strict=True):
+        apart = opened.dream_each([users[r] for r in rows], seeds=rows, **wish)
+        for row, dreams in zip(rows, apart, strict=True):
+            for a, b in zip(dreams, together[row], strict=True):
                 np.testing.assert_array_equal(a.vector, b.vector)
-            assert ids(imagined.items) == ids(together[row].items)
+                assert ids(a.items) == ids(b.items)
     alone = opened.imagine(users[5], n=2, steps=2, text="food", candidates=2, seed=5)
-    np.testing.assert_allclose(alone.dreams[0].vector, together[5].dreams[0].vector, atol=1e-4)
+    np.testing.assert_allclose(alone.dreams[0].vector, together[5][0].vector, atol=1e-4)
 
 
 # -- people and places -------------------------------------------------------------------------------------------------

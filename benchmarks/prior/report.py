@@ -1,0 +1,198 @@
+"""Tables with intervals, paired tests and records out of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.prior.measure import PEOPLE, slug
+from benchmarks.prior.people import DATASETS
+from benchmarks.prior.rows import rows
+from benchmarks.prior.steering import draw, gain_over_line
+from benchmarks.prior.verifier import calibration_error, swap_margin
+from mmrec import results
+from mmrec.evaluation.metrics import METRICS, bootstrap_interval, paired_permutation
+
+OURS = "prior, 8 steps"
+RIVALS = ("regression", "history-kNN", "history as seeds, our grounding", "popularity", "item-kNN", "the log alone",
+          "retriever")  # fmt: skip
+SPLIT = "people-disjoint-test"
+NAMES = {
+    "recall": "recall@{k}", "ndcg": "ndcg@{k}", "miscalibration": "miscalibration_held_out@{k}",
+    "miscalibration_shown": "miscalibration@{k}", "mode_coverage": "mode_coverage_held_out@{k}",
+    "energy_score": "energy_score", "vendi": "vendi@{k}", "novelty": "novelty@{k}", "cmmd": "cmmd", "mauve": "mauve",
+    "per_second": "per_cpu_second", "evaluations": "evaluations",
+}  # fmt: skip
+JUDGED = ("recall", "ndcg", "miscalibration", "energy_score")
+
+
+class Table:
+    """All that was measured of one data set: numbers per row, metric and part of the people."""
+
+    def __init__(self, folder: Path, parts: Sequence[str]) -> None:
+        self.rows: dict[str, list[dict[str, np.ndarray]]] = {}
+        self.seeds: dict[str, list[int]] = {}
+        for row in rows():
+            for part in parts:
+                file = folder / part / f"{slug(row)}.npz"
+                if file.is_file():
+                    self.rows.setdefault(row, []).append(dict(np.load(file)))
+                    self.seeds.setdefault(row, []).append(int(part.rpartition("-")[2]) if "-" in part else 0)
+
+    def people(self, row: str, metric: str, like: str | None = None) -> np.ndarray:
+        """The numbers of everybody asked; with `like`, of those in the parts that row was asked in."""
+        kept = [
+            numbers for seed, numbers in zip(self.seeds[row], self.rows[row], strict=True)
+            if like is None or seed in self.seeds[like]
+        ]  # fmt: skip
+        return np.concatenate([numbers[metric] for numbers in kept])
+
+    def means(self, row: str, metric: str) -> list[float]:
+        return [float(np.nanmean(numbers[metric])) for numbers in self.rows[row]]
+
+    def interval(self, row: str, metric: str) -> tuple[float, float]:
+        low, high = bootstrap_interval(self.people(row, metric), 0)
+        return float(low), float(high)
+
+    def p(self, row: str, rival: str, metric: str) -> tuple[float, float]:
+        """The mean gain of a row over a rival on the same people, and its paired p."""
+        a, b = self.people(row, metric, rival), self.people(rival, metric, row)
+        return float(np.nanmean(a - b)), paired_permutation(a, b, 0)
+
+
+def text(name: str, table: Table) -> str:
+    """The table in Markdown: mean over people with its 95 % interval."""
+    k = DATASETS[name]["k"]
+    titles = [title(metric, k) for metric in NAMES]
+    lines = ["| " + " | ".join(["row", *titles, "people"]) + " |", "| --- |" + " ---: |" * (len(titles) + 1)]
+    for row in table.rows:
+        cells = []
+        for metric in NAMES:
+            mean = np.mean(table.means(row, metric))
+            if metric in PEOPLE:
+                low, high = table.interval(row, metric)
+                cells.append(f"{np.nanmean(table.people(row, metric)):.4f} [{low:.3f}, {high:.3f}]")
+            else:
+                cells.append("–" if np.isnan(mean) else f"{mean:,.1f}" if mean >= 10 else f"{mean:.3f}")
+        lines.append(f"| {row} | " + " | ".join(cells) + f" | {len(table.people(row, 'recall')):,} |")
+    return "\n".join(lines)
+
+
+def title(metric: str, k: int) -> str:
+    base, at, rest = NAMES[metric].format(k=k).partition("@")
+    info = METRICS.get(base)
+    return f"{info.title}{at}{rest} {info.arrow}" if info else base.replace("_", " ")
+
+
+def gains(table: Table) -> list[str]:
+    """What our prior gains over each rival, on the same people."""
+    lines = ["| against | " + " | ".join(f"{metric}: gain, p" for metric in JUDGED) + " |", "| --- |" + " ---: |" * 4]
+    for rival in RIVALS:
+        if rival in table.rows:
+            cells = []
+            for metric in JUDGED:
+                gain, p = table.p(OURS, rival, metric)
+                cells.append(f"{gain:+.4f}, {'< .001' if p < 0.001 else f'{p:.3f}'}")
+            lines.append(f"| {rival} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def show(name: str, folder: Path, parts: Sequence[str]) -> None:
+    table = Table(folder, parts)
+    if table.rows:
+        print(text(name, table))
+        if OURS in table.rows:
+            print("\n".join(gains(table)))
+
+
+def first(table: Table, metric: str, without: Sequence[str] = ()) -> tuple[str, float]:
+    """Who is best, and the end of the best one's interval that others have to reach."""
+    sign = 1 if METRICS[NAMES[metric].partition("@")[0]].better == "higher" else -1
+    able = [row for row in table.rows if row not in without]
+    best = max(able, key=lambda row: sign * np.nanmean(table.people(row, metric)))
+    low, high = table.interval(best, metric)
+    return best, low if sign > 0 else high
+
+
+def verified(folder: Path) -> dict[str, tuple[float, list[int]]]:
+    """What the verifiers are worth, and what they say of people's own dreams and those of others."""
+    files = sorted(folder.glob("seed-*/verified.npz"))
+    if not files:
+        return {}
+    kept = [dict(np.load(file)) for file in files]
+    seeds = [int(file.parent.name.rpartition("-")[2]) for file in files]
+    margin, p = swap_margin([k["scores"] for k in kept])
+    chances, liked = (np.concatenate([k[name] for k in kept]) for name in ("chances", "liked"))
+    return {
+        "auc": (float(np.nanmean(np.concatenate([k["auc"] for k in kept]))), seeds),
+        "auc of what is personal": (float(np.nanmean(np.concatenate([k["auc_personal"] for k in kept]))), seeds),
+        "calibration error": (calibration_error(chances, liked), seeds),
+        "user-swap margin": (margin, seeds),
+        "p of user-swap margin": (p, seeds),
+    }
+
+
+def steered(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Curves by kind of steer, of seed 0."""
+    return {file.stem.partition("-")[2]: dict(np.load(file)) for file in sorted(folder.glob("seed-0/steering-*.npz"))}
+
+
+def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
+    """Records of every number, and the page with the tables."""
+    parts = ["# The prior on people it never learned from: tables",
+             "Written by `python -m benchmarks.prior --record`; nothing here is typed. Means over people with 95 % "
+             "bootstrap intervals; [docs/prior.md](prior.md) says how they were measured."]  # fmt: skip
+    panels: dict[str, dict[str, np.ndarray]] = {}
+    for name, options in DATASETS.items():
+        table = Table(measured / name, [f"seed-{seed}" for seed in range(5)])
+        if not table.rows:
+            continue
+        k, records = options["k"], []
+        command = f"python -m benchmarks.prior --set {name} --seeds 0,1,2,3,4 && python -m benchmarks.prior --record"
+
+        def told(model: str, metric: str, values: Sequence[float], seeds: Sequence[int], name: str = name,
+                 command: str = command) -> results.Record:  # fmt: skip
+            return results.Record(
+                dataset=f"prior: {name}", split=SPLIT, model=model, metric=metric, mean=float(np.mean(values)),
+                std=float(np.std(values, ddof=1)) if len(values) > 1 else None, seeds=tuple(seeds), command=command,
+                commit=results.commit(), machine=results.machine(),
+            )  # fmt: skip
+
+        for row in table.rows:
+            for metric, called in NAMES.items():
+                values = table.means(row, metric)
+                if not np.isnan(values).any():
+                    records.append(told(row, called.format(k=k), values, table.seeds[row]))
+        for rival in RIVALS:
+            for metric in JUDGED if rival in table.rows and OURS in table.rows else ():
+                gain, p = table.p(OURS, rival, metric)
+                called = NAMES[metric].format(k=k)
+                shared = [seed for seed in table.seeds[OURS] if seed in table.seeds[rival]]
+                gain_of = f"{OURS} against {rival}"
+                records.append(told(gain_of, f"gain of {called}", [gain], shared))
+                records.append(told(gain_of, f"p of {called}", [p], shared))
+        said = verified(measured / name)
+        records += [told("verifier", metric, [value], seeds) for metric, (value, seeds) in said.items()]
+        lines = steered(measured / name)
+        for kind, curve in lines.items():
+            kept = gain_over_line(curve["prior"], curve["straight line"])
+            records.append(told(f"steering by {kind}", "gain over a straight line", [kept], [0]))
+            panels[f"{name}: {kind}"] = curve
+            for contender, points in curve.items():
+                for at, (likeness, personal) in enumerate(points):
+                    model = f"steering by {kind}, {contender}, notch {at}"
+                    records.append(told(model, "likeness to the steer", [likeness], [0]))
+                    records.append(told(model, "personal score", [personal], [0]))
+        results.write_records(f"prior-{name}", records)
+        parts += [f"## {name}", text(name, table), "\n".join(gains(table)) if OURS in table.rows else ""]
+        for metric in ("recall", "ndcg", "miscalibration", "energy_score"):
+            best, bar = first(table, metric)
+            parts.append(f"First on {title(metric, k)}: {best}; its interval ends at {bar:.4f}.")
+        if said:
+            parts.append("Verifier: " + ", ".join(f"{metric} {value:.4f}" for metric, (value, _) in said.items()) + ".")
+    if panels:
+        draw(panels, "docs/images/prior_steering.png")
+    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    print(page)
