@@ -740,13 +740,14 @@ class Recommender:
         def steered(modality: str, what: str | Path | None) -> np.ndarray | None:
             return self.steer(modality, what)[None] if what else None
 
-        liked = np.array([vector / np.linalg.norm(vector) for vector in more], np.float32).reshape(len(more), -1)
-        if liked.size and liked.shape[1] != self.vectors.shape[1]:
-            raise MmrecError(
-                f"a vector has {liked.shape[1]} numbers, the item space {self.vectors.shape[1]}",
-                mend="give one of the item space, as of vectors.npy in the workspace",
-            )
-        history = np.concatenate([liked, self.vectors[items]]) if liked.size else self.vectors[items]
+        for vector in more:
+            if vector.shape != (self.vectors.shape[1],):
+                raise MmrecError(
+                    f"a vector for a person is {list(vector.shape)}, the item space {self.vectors.shape[1]}",
+                    mend="give one of the item space, as the rows of vectors/vectors.npy in the workspace",
+                )
+        liked = [vector[None] / np.linalg.norm(vector) for vector in more]
+        history = np.concatenate([*liked, self.vectors[items]]).astype(np.float32)
         return Conditions(
             history=history[None],
             preferences=np.concatenate([np.ones(len(liked)), preferences])[None].astype(np.float32),

@@ -50,7 +50,10 @@ class Table:
         return np.concatenate([numbers[metric] for numbers in kept])
 
     def means(self, row: str, metric: str) -> list[float]:
-        return [float(np.nanmean(numbers[metric])) for numbers in self.rows[row]]
+        return [
+            float(np.nanmean(numbers[metric])) if np.isfinite(numbers[metric]).any() else np.nan
+            for numbers in self.rows[row]
+        ]
 
     def interval(self, row: str, metric: str) -> tuple[float, float]:
         low, high = bootstrap_interval(self.people(row, metric), 0)
@@ -107,10 +110,11 @@ def show(name: str, folder: Path, parts: Sequence[str]) -> None:
             print("\n".join(gains(table)))
 
 
-def first(table: Table, metric: str, without: Sequence[str] = ()) -> tuple[str, float]:
-    """Who is best, and the end of the best one's interval that others have to reach."""
+def first(table: Table, metric: str) -> tuple[str, float]:
+    """Who is best of those that everybody was asked of, and the end of its interval that others have to reach."""
     sign = 1 if METRICS[NAMES[metric].partition("@")[0]].better == "higher" else -1
-    able = [row for row in table.rows if row not in without]
+    everyone = max(len(table.seeds[row]) for row in table.rows)
+    able = [row for row in table.rows if len(table.seeds[row]) == everyone]
     best = max(able, key=lambda row: sign * np.nanmean(table.people(row, metric)))
     low, high = table.interval(best, metric)
     return best, low if sign > 0 else high
@@ -140,59 +144,79 @@ def steered(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
-    """Records of every number, and the page with the tables."""
-    parts = ["# The prior on people it never learned from: tables",
-             "Written by `python -m benchmarks.prior --record`; nothing here is typed. Means over people with 95 % "
-             "bootstrap intervals; [docs/prior.md](prior.md) says how they were measured."]  # fmt: skip
+    """Records of every number, the picture of steering, and the page with the tables."""
+    parts = [
+        "# The prior on people it never learned from: tables",
+        "Written by `python -m benchmarks.prior --record`; nothing here is typed. Means over people with 95 % "
+        "bootstrap intervals; [prior.md](prior.md) says how they were measured.",
+    ]
     panels: dict[str, dict[str, np.ndarray]] = {}
-    for name, options in DATASETS.items():
+    for name in DATASETS:
         table = Table(measured / name, [f"seed-{seed}" for seed in range(5)])
-        if not table.rows:
-            continue
-        k, records = options["k"], []
-        command = f"python -m benchmarks.prior --set {name} --seeds 0,1,2,3,4 && python -m benchmarks.prior --record"
-
-        def told(model: str, metric: str, values: Sequence[float], seeds: Sequence[int], name: str = name,
-                 command: str = command) -> results.Record:  # fmt: skip
-            return results.Record(
-                dataset=f"prior: {name}", split=SPLIT, model=model, metric=metric, mean=float(np.mean(values)),
-                std=float(np.std(values, ddof=1)) if len(values) > 1 else None, seeds=tuple(seeds), command=command,
-                commit=results.commit(), machine=results.machine(),
-            )  # fmt: skip
-
-        for row in table.rows:
-            for metric, called in NAMES.items():
-                values = table.means(row, metric)
-                if not np.isnan(values).any():
-                    records.append(told(row, called.format(k=k), values, table.seeds[row]))
-        for rival in RIVALS:
-            for metric in JUDGED if rival in table.rows and OURS in table.rows else ():
-                gain, p = table.p(OURS, rival, metric)
-                called = NAMES[metric].format(k=k)
-                shared = [seed for seed in table.seeds[OURS] if seed in table.seeds[rival]]
-                gain_of = f"{OURS} against {rival}"
-                records.append(told(gain_of, f"gain of {called}", [gain], shared))
-                records.append(told(gain_of, f"p of {called}", [p], shared))
-        said = verified(measured / name)
-        records += [told("verifier", metric, [value], seeds) for metric, (value, seeds) in said.items()]
-        lines = steered(measured / name)
-        for kind, curve in lines.items():
-            kept = gain_over_line(curve["prior"], curve["straight line"])
-            records.append(told(f"steering by {kind}", "gain over a straight line", [kept], [0]))
-            panels[f"{name}: {kind}"] = curve
-            for contender, points in curve.items():
-                for at, (likeness, personal) in enumerate(points):
-                    model = f"steering by {kind}, {contender}, notch {at}"
-                    records.append(told(model, "likeness to the steer", [likeness], [0]))
-                    records.append(told(model, "personal score", [personal], [0]))
-        results.write_records(f"prior-{name}", records)
-        parts += [f"## {name}", text(name, table), "\n".join(gains(table)) if OURS in table.rows else ""]
-        for metric in ("recall", "ndcg", "miscalibration", "energy_score"):
-            best, bar = first(table, metric)
-            parts.append(f"First on {title(metric, k)}: {best}; its interval ends at {bar:.4f}.")
-        if said:
-            parts.append("Verifier: " + ", ".join(f"{metric} {value:.4f}" for metric, (value, _) in said.items()) + ".")
+        if OURS in table.rows:
+            curves = steered(measured / name)
+            panels |= {f"{name}: {kind}": curve for kind, curve in curves.items()}
+            said = verified(measured / name)
+            results.write_records(f"prior-{name}", _records(name, table, said, curves))
+            parts += [f"## {name}", text(name, table), "\n".join(gains(table))]
+            for metric in JUDGED:
+                best, bar = first(table, metric)
+                called = title(metric, DATASETS[name]["k"])
+                parts.append(f"First on {called}: {best}; its interval ends at {bar:.4f}.")
+            if said:
+                words = ", ".join(f"{metric} {value:.4f}" for metric, (value, _) in said.items())
+                parts.append(f"Verifiers: {words}.")
     if panels:
         draw(panels, "docs/images/prior_steering.png")
-    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(page)
+
+
+def _records(
+    name: str, table: Table, said: dict[str, tuple[float, list[int]]], curves: dict[str, dict[str, np.ndarray]]
+) -> list[results.Record]:
+    k, made = DATASETS[name]["k"], []
+    command = f"python -m benchmarks.prior --set {name} --seeds 0,1,2,3,4 && python -m benchmarks.prior --record"
+
+    def add(kind: str, model: str, metric: str, values: Sequence[float], seeds: Sequence[int]) -> None:
+        made.append(
+            results.Record(
+                dataset=f"prior: {name}",
+                split=SPLIT + kind,
+                model=model,
+                metric=metric,
+                mean=float(np.mean(values)),
+                std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                seeds=tuple(seeds),
+                command=command,
+                commit=results.commit(),
+                machine=results.machine(),
+            )
+        )
+
+    for row in table.rows:
+        for metric, called in NAMES.items():
+            values = table.means(row, metric)
+            if not np.isnan(values).any():
+                add("", row, called.format(k=k), values, table.seeds[row])
+    for metric in JUDGED:
+        called = NAMES[metric].format(k=k)
+        _, bar = first(table, metric)
+        sign = 1 if METRICS[called.partition("@")[0]].better == "higher" else -1
+        spare = sign * (float(np.nanmean(table.people(OURS, metric))) - bar)
+        add(", paired", f"{OURS} against the first's interval", f"gain of {called}", [spare], table.seeds[OURS])
+        for rival in [rival for rival in RIVALS if rival in table.rows]:
+            gain, p = table.p(OURS, rival, metric)
+            shared = [seed for seed in table.seeds[OURS] if seed in table.seeds[rival]]
+            add(", paired", f"{OURS} against {rival}", f"gain of {called}", [gain], shared)
+            add(", paired", f"{OURS} against {rival}", f"p of {called}", [p], shared)
+    for metric, (value, seeds) in said.items():
+        add(", verified", "verifiers", metric, [value], seeds)
+    for kind, curve in curves.items():
+        kept = gain_over_line(curve["prior"], curve["straight line"])
+        add(", steered", f"{kind}: prior against straight line", "gain of personal score", [kept], [0])
+        for contender, points in curve.items():
+            for at, (likeness, personal) in enumerate(points):
+                add(", steered", f"{kind}: {contender}, notch {at}", "likeness to the steer", [likeness], [0])
+                add(", steered", f"{kind}: {contender}, notch {at}", "personal score", [personal], [0])
+    return made

@@ -25,13 +25,15 @@ from retrieval.worth import Worth
 STEPS = (1, 2, 4, 8, 16)
 SEEDS = 64
 LISTED = 64  # items that stand for a recommender without seeds where vectors are judged
-TRAINING: dict[str, Any] = {"width": 128, "depth": 2, "context_width": 64, "batch_size": 64, "targets": 4,
-                            "learning_rate": 2e-3}  # fmt: skip
+TRAINING: dict[str, Any] = {"width": 128, "depth": 2, "context_width": 64, "learning_rate": 2e-3}
 CHOSEN: dict[str, dict[str, Any]] = {
-    "ml1m_posters": {"steps": 400, "reach": 4.0, "couse": 6.0, "shrink": 300.0, "trust": 1.0, "likes": 1.0},
-    "emotify": {"steps": 200, "reach": 2.0, "couse": 6.0, "shrink": 300.0, "trust": 8.0, "likes": 1.0},
-    "oasis_beauty": {"steps": 300, "reach": 3.0, "couse": 6.0, "shrink": 300.0, "trust": 2.0, "likes": 1.0},
-}
+    "ml1m_posters": {"reach": 6.0, "couse": 10.0, "shrink": 300.0, "trust": 1.0, "likes": 1.0,
+                     "training": {"steps": 400, "batch_size": 32, "targets": 8}},
+    "emotify": {"reach": 2.0, "couse": 6.0, "shrink": 300.0, "trust": 8.0, "likes": 1.0,
+                "training": {"steps": 200, "batch_size": 64, "targets": 4}},
+    "oasis_beauty": {"reach": 3.0, "couse": 6.0, "shrink": 300.0, "trust": 2.0, "likes": 1.0,
+                     "training": {"steps": 300, "batch_size": 64, "targets": 4}},
+}  # fmt: skip
 """What was chosen on the people set aside."""
 
 
@@ -83,7 +85,7 @@ class Bench:
         return [h[p > 0] for h, p in zip(self.asked.histories, self.asked.preferences, strict=True)]
 
     def config(self, **changes: Any) -> PriorConfig:
-        return PriorConfig(**{**TRAINING, "steps": self.chosen["steps"], **changes})
+        return PriorConfig(**{**TRAINING, **self.chosen["training"], **changes})
 
     @cached_property
     def bridged(self) -> dict[str, np.ndarray]:
