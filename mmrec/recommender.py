@@ -38,6 +38,8 @@ ALIKE = 0.35
 """Cosine from which one item is given as the reason for another."""
 DREAMT = 4
 """Dreams dreamt for each that is kept."""
+TOGETHER = 4
+"""People whose dreams `Recommender.dream_each` dreams in one go."""
 MADE = {"image": 4, "audio": 2}
 """Pictures, or clips, made for each that is shown; a clip takes several times as long as a picture."""
 MOST_PICTURES = 50
@@ -458,8 +460,8 @@ class Recommender:
             edit: an item to change instead of dreaming from nothing.
             strength: how far an edit may go, from 0 (the item as it is) to 1 (a dream that has forgotten it).
             candidates: so many are dreamt for each that is kept; copies of items and what the verifier finds off the
-                person's taste are refused while there are others. Whoever steers or edits is not second-guessed: only
-                copies are refused then, and of edits nothing.
+                person's taste are refused while there are others. Who asks for something or edits is not
+                second-guessed: only copies are refused then, and of edits nothing.
             seed: same seed, same dreams.
         """
         from diffusion.prior import Dials
@@ -478,7 +480,7 @@ class Recommender:
             edit=self._edited(edit),
             strength=strength,
         )[0]  # [S, D]
-        wilful = bool(text or avoid or image or audio)
+        wilful = bool(text or image or audio)
         kept = self._kept(seeds[: n * candidates], items, preferences, n, wilful=wilful, edited=edit is not None)
         if votes:
             worth = self.worth.of([items], [preferences])[0]
@@ -509,9 +511,9 @@ class Recommender:
     ) -> list[list[Dream]]:
         """The dreams `imagine` gives, for many people of the log at once, each with a seed of their own.
 
-        Nobody's dreams depend on who else is asked, to the bit: everyone's history has one length (of the prior's
-        ``max_history``), who is known by the same kinds of events goes together, and nobody goes alone, for of one row
-        a product is summed in another order.
+        Nobody's dreams depend on who else is asked, to the bit. The last bits of a product depend on the size of what
+        is multiplied, so always `TOGETHER` people are dreamt for at once (the last of them several times, if need be),
+        with histories of one length, known by the same kinds of events.
         """
         from diffusion.prior import Conditions, Dials
 
@@ -522,8 +524,9 @@ class Recommender:
         for row, (_, preferences) in enumerate(histories):
             groups.setdefault((bool((preferences >= 0).any()), bool((preferences < 0).any())), []).append(row)
         dreams: dict[int, list[Dream]] = {}
-        for rows in groups.values():
-            several = rows if len(rows) > 1 else rows * 2
+        blocks = [rows[at : at + TOGETHER] for rows in groups.values() for at in range(0, len(rows), TOGETHER)]
+        for rows in blocks:
+            several = rows + rows[-1:] * (TOGETHER - len(rows))
             conditions = Conditions.from_histories(
                 [histories[row][0] for row in several],
                 [histories[row][1] for row in several],
@@ -542,7 +545,7 @@ class Recommender:
             )  # [B, n * candidates, D]
             for row, vectors in zip(rows, dreamt, strict=False):
                 items, preferences = histories[row]
-                kept = self._kept(vectors, items, preferences, n, wilful=bool(steers), edited=edit is not None)
+                kept = self._kept(vectors, items, preferences, n, wilful=bool(text), edited=edit is not None)
                 dreams[row] = self._dreams(kept, items)
         return [dreams[row] for row in range(len(users))]
 
@@ -552,7 +555,7 @@ class Recommender:
     def _kept(
         self, seeds: np.ndarray, items: np.ndarray, preferences: np.ndarray, n: int, *, wilful: bool, edited: bool
     ) -> np.ndarray:
-        """n of the seeds [S, D]; who steers (``wilful``) or edits is not second-guessed. -> [n, D]"""
+        """n of the seeds [S, D]; who asks for something (``wilful``) or edits is not second-guessed. -> [n, D]"""
         from diffusion.fidelity import keep
 
         verdicts = self._verdicts(seeds, items, preferences)
@@ -672,10 +675,7 @@ class Recommender:
             from diffusion.decoders import load_decoder
 
             where = str(self._part("decoder")) if name == "builtin_image" else name
-            decoder = load_decoder(where, self.spaces[medium]["space"])
-            if decoder.media != medium:
-                raise MmrecError(f"{decoder.name} makes {decoder.media}, not {medium}", mend="name another decoder")
-            self._decoders[medium, name] = decoder
+            self._decoders[medium, name] = load_decoder(where, self.spaces[medium]["space"])
         return self._decoders[medium, name]
 
     def _best_of(

@@ -78,22 +78,15 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any, list[Any]]:
         icon = ":material/auto_awesome:"
         liked = opinions(now, who)[0][::-1][:EDITABLE]
         if st.session_state.get("dial-edit") not in liked:
-            st.session_state["dial-edit"] = None
-        title = {item: now.catalog.titles[now.catalog.index[item]] or item for item in liked}
-        edit = left.selectbox(
-            "Start from something liked",
-            liked,
-            format_func=title.__getitem__,
-            placeholder="or from nothing",
-            disabled=not liked,
-            key="dial-edit",
-        )
+            st.session_state["dial-edit"] = ""
+        title = {item: now.catalog.titles[now.catalog.index[item]] or item for item in liked} | {"": "Nothing"}
+        edit = left.selectbox("Start from", ["", *liked], format_func=title.__getitem__, key="dial-edit")
         strength = middle.slider(
             "How far it may change",
             0.0,
             1.0,
             step=0.05,
-            disabled=edit is None,
+            disabled=not edit,
             key=dial("strength", 0.3),
             help="0 leaves it as it is, 1 forgets it.",
         )
@@ -142,8 +135,8 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any, list[Any]]:
         n,
         int(seed),
         "image" if medium == "image" else "audio" if medium == "audio" else None,
-        edit,
-        strength if edit is not None else 0.0,
+        edit or None,
+        strength if edit else 0.0,
     )
     return wish, file, own
 

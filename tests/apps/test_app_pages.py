@@ -188,7 +188,7 @@ def test_a_liked_thing_is_changed_as_far_as_it_may(workspace, visit):
         kept.append(float(app.session_state["dreamt"][1].dreams[0].vector @ vector))
     assert kept[0] > 0.99
     assert kept[0] > kept[1] > kept[2]
-    app.selectbox(key="dial-edit").set_value(None).run()
+    app.selectbox(key="dial-edit").set_value("").run()
     assert app.slider(key="dial-strength").disabled
 
 
