@@ -100,7 +100,7 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any, list[Any]]:
             push = two.slider("Push of the words", 0.0, 4.0, step=0.25, disabled=not avoid, key=dial("push", 1.0))
             steps = two.select_slider("Steps", STEPS, key=dial("steps", 8), help="More steps are finer and slower.")
             acting = "Noise levels in which pulls and pushes act: 0 shapes details, 1 the choice of a taste."
-            interval = one.slider(
+            interval: Any = one.slider(
                 "Where the dials act", 0.0, 1.0, step=0.1, key=dial("interval", (0.0, 1.0)), help=acting
             )
             has_pictures = "image" in now.spaces
@@ -158,7 +158,7 @@ def dream(now: Recommender, who: Person, wish: Wish, file: Any, own: list[Any]) 
                 avoid=wish.avoid,
                 image=path if kind == "image" else None,
                 audio=path if kind == "audio" else None,
-                pictures=[files.enter_context(uploaded(picture)) for picture in own],
+                pictures=[p for picture in own if (p := files.enter_context(uploaded(picture)))],
                 n=wish.n,
                 k=10,
                 steps=wish.steps,

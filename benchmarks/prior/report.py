@@ -60,9 +60,13 @@ class Table:
         return float(low), float(high)
 
     def p(self, row: str, rival: str, metric: str) -> tuple[float, float]:
-        """The mean gain of a row over a rival on the same people, and its paired p."""
+        """The mean gain of a row over a rival on the same people (above 0 is better), and its paired p."""
         a, b = self.people(row, metric, rival), self.people(rival, metric, row)
-        return float(np.nanmean(a - b)), paired_permutation(a, b, 0)
+        return sign_of(metric) * float(np.nanmean(a - b)), paired_permutation(a, b, 0)
+
+
+def sign_of(metric: str) -> int:
+    return 1 if METRICS[NAMES[metric].partition("@")[0]].better == "higher" else -1
 
 
 def text(name: str, table: Table) -> str:
@@ -112,7 +116,7 @@ def show(name: str, folder: Path, parts: Sequence[str]) -> None:
 
 def first(table: Table, metric: str) -> tuple[str, float]:
     """Who is best of those that everybody was asked of, and the end of its interval that others have to reach."""
-    sign = 1 if METRICS[NAMES[metric].partition("@")[0]].better == "higher" else -1
+    sign = sign_of(metric)
     everyone = max(len(table.seeds[row]) for row in table.rows)
     able = [row for row in table.rows if len(table.seeds[row]) == everyone]
     best = max(able, key=lambda row: sign * np.nanmean(table.people(row, metric)))
@@ -202,8 +206,7 @@ def _records(
     for metric in JUDGED:
         called = NAMES[metric].format(k=k)
         _, bar = first(table, metric)
-        sign = 1 if METRICS[called.partition("@")[0]].better == "higher" else -1
-        spare = sign * (float(np.nanmean(table.people(OURS, metric))) - bar)
+        spare = sign_of(metric) * (float(np.nanmean(table.people(OURS, metric))) - bar)
         add(", paired", f"{OURS} against the first's interval", f"gain of {called}", [spare], table.seeds[OURS])
         for rival in [rival for rival in RIVALS if rival in table.rows]:
             gain, p = table.p(OURS, rival, metric)

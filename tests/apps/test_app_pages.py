@@ -192,6 +192,21 @@ def test_a_liked_thing_is_changed_as_far_as_it_may(workspace, visit):
     assert app.slider(key="dial-strength").disabled
 
 
+def test_a_taste_is_told_in_pictures_and_dials_act_where_they_are_told_to(workspace, visit):
+    recommender = Recommender.load(workspace)
+    app = visit(workspace, "dream")
+    assert app.slider(key="dial-interval").value == (0.0, 1.0)
+    anybody = dreams(app)
+    picture = next(path for row in range(len(recommender.catalog)) if (path := recommender.catalog.image_path(row)))
+    app.file_uploader(key="own").upload("mine.png", picture.read_bytes(), "image/png").run()
+    mine = dreams(app)
+    assert mine != anybody
+    app.slider(key="dial-likes").set_value(3.0).run()
+    strong = dreams(app)
+    app.slider(key="dial-interval").set_range(0.0, 0.3).run()
+    assert dreams(app) not in (mine, strong)
+
+
 def test_music_is_dreamt_too(workspace, visit):
     app = visit(workspace, "dream")
     app.slider(key="dial-n").set_value(1).run()

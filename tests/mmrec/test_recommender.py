@@ -236,10 +236,10 @@ def test_as_many_dreams_and_items_as_asked_for(opened: Recommender, n: int, k: i
         assert dream.items[0].score == pytest.approx(best, abs=1e-4)
 
 
-def pull(opened: Recommender, vector: np.ndarray, likes: list[str], **steer: object) -> float:
+def pull(opened: Recommender, toward: np.ndarray, likes: list[str], **steer: object) -> float:
     """Mean cosine of dreams to a vector, over seeds."""
     dreams = [d for seed in range(3) for d in opened.imagine(likes=likes, n=8, seed=seed, candidates=1, **steer).dreams]
-    return float(np.mean([dream.vector @ vector for dream in dreams]))
+    return float(np.mean([dream.vector @ toward for dream in dreams]))
 
 
 def test_somebody_known_by_pictures_or_a_vector_alone(opened: Recommender, tmp_path: Path) -> None:
