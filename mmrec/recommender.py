@@ -225,7 +225,7 @@ class Recommender:
         if not self.retriever.hears:
             raise MmrecError(
                 "the retriever was trained without queries",
-                mend=f"set retriever.queries to 0.25 in {self.workspace.root / 'recipe.yaml'}, then mmrec run",
+                mend=f"set retriever.queries to 1.0 in {self.workspace.root / 'recipe.yaml'}, then mmrec run",
             )
         return self.retriever
 
