@@ -354,8 +354,8 @@ class Recommender:
         """Items for words, a picture or a sound (exactly one of them), best first.
 
         Args:
-            by: neighbours are the items whose vectors lie nearest. codes: the sequence model hears the query, and spells
-                the semantic IDs of items that answer it; it leans to what people use (GENIUS, Zhu et al. 2025).
+            by: neighbours are the items whose vectors lie nearest. codes: the sequence model hears the query, and
+                spells the semantic IDs of items that answer it; it leans to what people use (GENIUS, Zhu et al. 2025).
 
         Raises:
             MmrecError: if none or several are given, the catalog has no such modality to bridge from, or the model
