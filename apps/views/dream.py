@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 EITHER = "either"
 MEDIA = {EITHER: "Either", "image": "Pictures", "audio": "Music"}
 STEPS = [1, 2, 4, 8, 16]
+EDITABLE = 30  # so many of the things liked last can be started from
 NOVELTY = (
     (0.25, "much like what exists"),
     (0.6, "a new blend of known things"),
@@ -58,6 +59,8 @@ class Wish:
     n: int
     seed: int
     medium: Literal["image", "audio"] | None
+    edit: str | None  # an item to change instead of dreaming from nothing
+    strength: float
 
 
 def ask(now: Recommender, who: Person) -> tuple[Wish, Any, list[Any]]:
@@ -73,6 +76,20 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any, list[Any]]:
         temperature = left.slider("Exploration", 0.0, 2.0, step=0.1, key=dial("temperature", 1.0), help=widely)
         n = middle.slider("How many dreams", 1, 12, key=dial("n", 4))
         icon = ":material/auto_awesome:"
+        liked = opinions(now, who)[0][::-1][:EDITABLE]
+        if st.session_state.get("dial-edit") not in liked:
+            st.session_state["dial-edit"] = ""
+        title = {item: now.catalog.titles[now.catalog.index[item]] or item for item in liked} | {"": "Nothing"}
+        edit = left.selectbox("Start from", ["", *liked], format_func=title.__getitem__, key="dial-edit")
+        strength = middle.slider(
+            "How far it may change",
+            0.0,
+            1.0,
+            step=0.05,
+            disabled=not edit,
+            key=dial("strength", 0.3),
+            help="0 leaves it as it is, 1 forgets it.",
+        )
         right.button("Dream again", type="primary", icon=icon, on_click=_again, key="again", width="stretch")
         with st.expander("More dials: strengths, steps, a picture or a sound to steer by"):
             one, two, three = st.columns(3, gap="large")
@@ -118,6 +135,8 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any, list[Any]]:
         n,
         int(seed),
         "image" if medium == "image" else "audio" if medium == "audio" else None,
+        edit or None,
+        strength if edit else 0.0,
     )
     return wish, file, own
 
@@ -144,6 +163,8 @@ def dream(now: Recommender, who: Person, wish: Wish, file: Any, own: list[Any]) 
                 k=10,
                 steps=wish.steps,
                 dials=wish.dials,
+                edit=wish.edit,
+                strength=wish.strength,
                 seed=wish.seed,
             )
         lately = st.session_state["dreamt"] = (wish, imagination)
@@ -154,10 +175,8 @@ def create(now: Recommender, who: Person, wish: Wish, imagination: Imagination) 
     """The dreams of a wish as pictures and music, made anew only if the wish changed."""
     lately = st.session_state.get("created")
     if lately is None or lately[0] != wish:
-        likes, dislikes = opinions(now, who)
-        taste = {"likes": likes, "dislikes": dislikes}
         with st.spinner("Drawing and playing"):
-            creations = now.create(imagination.dreams, **taste, medium=wish.medium, seed=wish.seed)
+            creations = now.create(imagination.dreams, **who.taste, medium=wish.medium, seed=wish.seed)
         lately = st.session_state["created"] = (wish, creations)
     return lately[1]
 
@@ -222,7 +241,8 @@ def badges(creation: Creation) -> str:
         told.append('<span class="badge warn">nearly a copy of a real item</span>')
     if creation.checks.get("off_taste"):
         told.append('<span class="badge warn">off this taste</span>')
-    return "".join(told) or '<span class="badge">no copy</span><span class="badge">on taste</span>'
+    likely = f"{creation.checks['taste']:.0%} likely to be liked"
+    return "".join(told) or f'<span class="badge">no copy</span><span class="badge">{likely}</span>'
 
 
 def as_wav(creation: Creation) -> bytes:

@@ -35,7 +35,7 @@ COMMANDS = [
     "index add",
     "add",
 ]
-COMMANDS += ["recommend", "imagine", "search", "show", "generate", "evaluate", "run", "app", ""]
+COMMANDS += ["recommend", "imagine", "rank", "search", "show", "generate", "evaluate", "run", "app", ""]
 
 
 @pytest.fixture
@@ -154,6 +154,16 @@ def test_questions_are_answered_in_tables(mmrec: Callable[..., Answer], tiny_wor
     )
     assert code == 0
     assert "pic-bell" not in re.findall(r"^ +\d+ +(\S+)", out, re.M)
+    edit = ("--edit", "pic-poodle", "--strength", 0.1, "--guidance", "likes=2", "--out", tmp_path / "made")
+    code, out, _ = mmrec("imagine", *where, "--like", "pic-bell", "-n", 1, "--steps", 2, *edit)
+    assert code == 0
+    assert "Poodle" in out
+    assert (tmp_path / "made" / "dream-00.png").is_file()
+    rank = ("--prompt", "food", "--prompt", "a train", "-n", 1, "--out", tmp_path / "ranked")
+    code, out, _ = mmrec("rank", *where, "--like", "pic-poodle", *rank)
+    assert code == 0
+    assert re.search(r"builtin_image +0\.\d{3} +0\.\d{3}", out), "a row for the decoder, a column for each prompt"
+    assert sorted(f.name for f in (tmp_path / "ranked").iterdir()) == ["rank-01.png", "rank-02.png"]
     code, out, _ = mmrec("search", "poodle", *where, "-k", 1)
     assert "pic-poodle" in out
     code, out, _ = mmrec("search", "poodle", *where, "-k", 3, "--by", "codes")
@@ -180,6 +190,10 @@ def test_questions_are_answered_in_tables(mmrec: Callable[..., Answer], tiny_wor
         (["search", "--image", "absent.png"], "absent.png: no such file"),
         (["generate", "sculptures"], "images or music, not 'sculptures'"),
         (["show", "nothing"], "the catalog has no item 'nothing'"),
+        (["imagine", "--edit", "nothing"], "the catalog has no item 'nothing'"),
+        (["generate", "images", "--guidance", "loud=2"], "the dials cannot be read"),
+        (["rank", "--what", "sculptures"], "images or music, not 'sculptures'"),
+        (["rank", "--decoder", "nothing"], "no decoder named 'nothing'"),
     ],
 )
 def test_questions_that_make_no_sense(
