@@ -180,7 +180,7 @@ def _records(
     name: str, table: Table, said: dict[str, tuple[float, list[int]]], curves: dict[str, dict[str, np.ndarray]]
 ) -> list[results.Record]:
     k, made = DATASETS[name]["k"], []
-    at, on = results.commit(), results.machine()
+    commit, machine = results.commit(), results.machine()
     command = f"python -m benchmarks.prior --set {name} --seeds 0,1,2,3,4 && python -m benchmarks.prior --record"
 
     def add(kind: str, model: str, metric: str, values: Sequence[float], seeds: Sequence[int]) -> None:
@@ -194,8 +194,8 @@ def _records(
                 std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 seeds=tuple(seeds),
                 command=command,
-                commit=at,
-                machine=on,
+                commit=commit,
+                machine=machine,
             )
         )
 
