@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.files import read_json, write_atomically, write_json
+from retrieval.files import read_json, write_array, write_index, write_json
 from retrieval.ranking import check_allowed, rank
 
 SPACING_ITEMS = 20_000
@@ -103,8 +103,8 @@ class VectorIndex:
     def save(self, path: Path) -> None:
         """Write `index.faiss`, `spacing.npy` and `index.json` into the folder `path`."""
         path = Path(path)
-        write_atomically(path / "index.faiss", lambda temporary: _save_index(temporary, self._index))
-        write_atomically(path / "spacing.npy", lambda temporary: _save_array(temporary, self.spacing))
+        write_index(path / "index.faiss", self._index)
+        write_array(path / "spacing.npy", self.spacing)
         write_json(path / "index.json", {"factory": self.factory, "items": len(self), "dim": self.dim})
 
     @classmethod
@@ -176,16 +176,3 @@ def _parameters(index: Any, selector: Any) -> Any:
     if isinstance(index, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
     return None
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
-def _save_index(path: Path, index: Any) -> None:
-    """FAISS itself takes no notice if the disk is full when it closes the file."""
-    faiss: Any = import_module("faiss")  # its types lack callbacks
-
-    with path.open("wb") as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))

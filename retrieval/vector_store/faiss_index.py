@@ -188,10 +188,6 @@ def size(index: Any) -> int:
     return written
 
 
-def save(path: Path, index: Any) -> None:
-    faiss.write_index(index, str(path))
-
-
 def load(path: Path, mmap: bool = False) -> Any:
     """Read an index; with `mmap` its codes stay in the file and processes share them. Raises ValueError."""
     try:
