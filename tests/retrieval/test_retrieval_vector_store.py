@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from retrieval import vector_store
-from retrieval.vector_store import Arrays, Budget, DamagedIndex, ForeignSpace, VectorStore, plan
+from retrieval.index import unit
+from retrieval.vector_store import Arrays, Budget, DamagedIndex, ForeignSpace, VectorStore, faiss_index, plan
 from retrieval.vector_store.faiss_index import Effort, create
 
 SPACE = "made for the test"
@@ -45,6 +48,7 @@ KINDS = [
     "SQ8",
     "HNSW16,Flat",
     "PCA16,HNSW16_SQ8,Refine(SQ8)",
+    "PCAR16,HNSW16_SQ8_direct,Refine(SQ8)",
     "IVF16,Flat",
     "IVF16,SQ8",
     "IVF16,RaBitQ4",
@@ -297,7 +301,7 @@ vector_store.build(Path(sys.argv[2]), source, space="s", factory=sys.argv[3], bl
 """
 
 
-@pytest.mark.parametrize("factory", ["PCA16,HNSW8_SQ8,Refine(SQ8)", "IVF8,SQ8"])
+@pytest.mark.parametrize("factory", ["PCAR16,HNSW8_SQ8_direct,Refine(SQ8)", "IVF8,SQ8"])
 def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path, factory: str) -> None:
     folder = tmp_path / "shards" / "img_emb"
     folder.mkdir(parents=True)
@@ -404,3 +408,62 @@ def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
     (tmp_path / "a" / "text_emb").mkdir()
     with pytest.raises(ValueError, match="img, text"):
         vector_store.open_shards(tmp_path / "a")
+
+
+# -- GPUs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls of faiss-gpu that are made, with copies on the CPU in place of those on GPUs: it tells whether they fit
+    together and what is handed to them, not whether a GPU does them right."""
+    faiss = faiss_index.faiss
+    made: list[str] = []
+
+    def copied(index: Any, options: Any = None) -> Any:
+        made.append(type(faiss.downcast_index(index)).__name__)
+        return faiss.clone_index(index)
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "GpuParameterSpace", faiss.ParameterSpace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", copied, raising=False)
+    return made
+
+
+@pytest.mark.skipif(not faiss_index.has_gpu(), reason="there is no GPU, or FAISS does not know it")
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,SQ8", "OPQ16_32,IVF8,PQ16", "IVF8,SQ8,Refine(Flat)"])
+def test_a_gpu_answers_as_the_cpu_does(tmp_path: Path, factory: str) -> None:
+    vector_store.build(tmp_path, Arrays(vectors(3_000), names(3_000)), space=SPACE, factory=factory)
+    store = VectorStore.open(tmp_path)
+    assert store._gpus is not None
+    cosines, rows = store.search(vectors(50, seed=9), 5, space=SPACE)
+    known = VectorStore.open(tmp_path, mmap=True).search(vectors(50, seed=9), 5, space=SPACE)
+    np.testing.assert_allclose(cosines, known[0], atol=1e-3)
+    assert np.mean(rows == known[1]) > 0.95
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,SQ8", "OPQ16_32,IVF8,PQ16", "PCA16,IVF8,Flat,Refine(SQ8)"])
+def test_the_calls_for_a_gpu_fit_together(tmp_path: Path, pretended_gpu: list[str], factory: str) -> None:
+    vector_store.build(tmp_path, Arrays(vectors(3_000), names(3_000)), space=SPACE, factory=factory)
+    assert pretended_gpu.count("IndexFlatL2") == ("IVF" in factory), "k-means runs on it"
+    store, plain = VectorStore.open(tmp_path), VectorStore.open(tmp_path, mmap=True)
+    assert store._gpus is not None
+    assert plain._gpus is None
+    asked = vectors(50, seed=9)
+    for effort in (Effort(1, 1), Effort(8, 4)) if "IVF" in factory else (Effort(),):
+        store.effort = plain.effort = effort
+        for k, allowed in ((5, None), (5, store.mask(ids=names(40))), (1_500, None)):
+            ours, theirs = (each.search(asked, k, space=SPACE, allowed=allowed) for each in (store, plain))
+            np.testing.assert_array_equal(ours[1], theirs[1])
+            np.testing.assert_array_equal(ours[0], theirs[0])
+    assert store._gpus.search(unit(asked), 5, Effort(3_000)) is None, "more lists than a GPU reads"
+
+
+@pytest.mark.parametrize("factory", ["HNSW8,Flat", "IVF8,RaBitQ", "SQ8"])
+def test_what_faiss_has_no_gpu_for_stays_on_the_cpu(tmp_path: Path, pretended_gpu: list[str], factory: str) -> None:
+    vector_store.build(tmp_path, Arrays(vectors(500), names(500)), space=SPACE, factory=factory)
+    pretended_gpu.clear()
+    assert VectorStore.open(tmp_path)._gpus is None
+    assert not pretended_gpu
