@@ -130,9 +130,16 @@ def keep_dials() -> None:
 
 
 def rate(key: str, item_id: str, preference: float, origin: str) -> None:
-    """Keep one click, before the page is drawn again."""
-    recommender().feedback.add(key, item_id, preference, origin)
+    """Keep one click, before the page is drawn again. Clicks that come in while it is drawn are handed over by
+    Streamlit all together, and the last one first."""
+    later = st.session_state.get("handed over", [])
+    st.session_state["handed over"] = recommender().feedback.add(key, item_id, preference, origin, later)
     st.session_state["rated"] = True
+
+
+def all_handed_over() -> None:
+    """Where drawing begins: what is clicked from here on comes after what was clicked before."""
+    st.session_state.pop("handed over", None)
 
 
 def draw_again() -> None:

@@ -30,7 +30,13 @@ class OnGpus:
     def of(cls, index: Any) -> OnGpus | None:
         """None without a GPU, and for what FAISS keeps on the CPU: graphs, RaBitQ and fast-scan codes. Codes that put
         candidates in order once more stay on the CPU."""
-        plain = (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
+        plain = (
+            faiss.IndexFlat,
+            faiss.IndexFlatL2,
+            faiss.IndexIVFFlat,
+            faiss.IndexIVFScalarQuantizer,
+            faiss.IndexIVFPQ,
+        )
         if not has_gpu() or type(core(index)) not in plain:
             return None
         whole = faiss.downcast_index(index)
