@@ -74,9 +74,9 @@ def train(index: Any, units: np.ndarray) -> None:
 
 
 def _fill_bytes(index: Any, units: np.ndarray) -> None:
-    """Where a graph walks on coordinates as bytes (SQ8_direct: distances in whole numbers, a third quicker than SQ8) and
-    finer codes tell the distances, stretch the projection before it so that they fill the bytes. They are given half as
-    much room again as the training vectors need, for FAISS does not stop at 0 and 255."""
+    """Where a graph walks on coordinates as bytes (SQ8_direct: distances in whole numbers, a third quicker than SQ8)
+    and finer codes tell the distances, stretch the projection before it so that they fill the bytes. They are given
+    half as much room again as the training vectors need, for FAISS does not stop at 0 and 255."""
     whole = faiss.downcast_index(index)
     index = faiss.downcast_index(whole.base_index) if isinstance(whole, faiss.IndexRefine) else whole
     inner = core(index)

@@ -15,6 +15,7 @@ from retrieval.vector_store.faiss_index import Effort, core, has_gpu
 
 faiss: Any = import_module("faiss")  # its type stubs do not know the keyword arguments
 
+KNOWN = {"IndexFlat", "IndexFlatL2", "IndexIVFFlat", "IndexIVFScalarQuantizer", "IndexIVFPQ"}
 MOST = 2_048
 """Neighbours and lists that FAISS can look at for a query on a GPU."""
 

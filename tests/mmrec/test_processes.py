@@ -37,12 +37,12 @@ def test_a_retriever_trained_by_two_processes_is_that_of_one(tiny_workspace: Pat
     """Without dropout, whose masks differ. Scores, not weights: the gradient of a key's bias is zero but for rounding,
     which AdamW blows up."""
     scores = []
-    for processes in (1, 2):
-        root = copied(tiny_workspace, tmp_path / str(processes), "retriever")
+    for count in (1, 2):
+        root = copied(tiny_workspace, tmp_path / str(count), "retriever")
         recipe = Recipe.load(root / "recipe.yaml")
         recipe.retriever["dropout"] = 0.0
         recipe.save(root / "recipe.yaml")
-        if processes == 1:
+        if count == 1:
             alone = [sys.executable, "-m", "mmrec", "train", "retriever", "-w", str(root)]
             done = subprocess.run(alone, capture_output=True, text=True, timeout=280)
         else:
