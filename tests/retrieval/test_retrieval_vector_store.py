@@ -337,6 +337,40 @@ def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path, factory: str) 
         assert ours[name].read_bytes() == theirs[name].read_bytes(), name
 
 
+STREAM = """
+import resource, sys
+from pathlib import Path
+import faiss, pyarrow.compute, pyarrow.parquet
+from retrieval import vector_store
+faiss.omp_set_num_threads(1)
+held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+shards = vector_store.open_shards(Path(sys.argv[1]))
+before = held()
+vector_store.build(Path(sys.argv[2]), shards, space="s", factory="PQ4x8", block=int(sys.argv[3]))
+print(held() - before)
+"""
+
+
+def test_vectors_larger_than_memory_stream_through(tmp_path: Path) -> None:
+    """Eight times the vectors add little to the peak of memory, and all of them at once, for comparison, add them."""
+    shard, wide = 10_000, 256
+    for name, count in (("few", 4), ("many", 32)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            np.save(tmp_path / name / f"{number}.npy", vectors(shard, wide, number % 4).astype(np.float16))
+    more = 28 * shard * wide * 2 / 2**20  # MB
+
+    def peak(name: str, block: int) -> float:
+        command = [sys.executable, "-c", STREAM, str(tmp_path / name), str(tmp_path / f"{name}-{block}"), str(block)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
+
+    few, many, at_once = peak("few", 5_000), peak("many", 5_000), peak("many", 32 * shard)
+    assert many - few < more / 3, (few, many, more)
+    assert at_once - few > more, (few, at_once, more)
+
+
 def test_two_writers_are_told_apart(tmp_path: Path) -> None:
     vector_store.build(tmp_path, Arrays(vectors(50), names(50)), space=SPACE, factory="Flat")
     from retrieval.vector_store.versions import writing
