@@ -135,13 +135,13 @@ def _train_epoch(
     epoch: int,
 ) -> float:
     # Everything random in this epoch follows from (seed, epoch), so resuming needs no generator state.
-    generator = torch.Generator().manual_seed(_mix(seed, epoch, 0))
-    torch.manual_seed(_mix(seed, epoch, 1 + accelerator.process_index))
+    generator = torch.Generator().manual_seed(mix(seed, epoch, 0))
+    torch.manual_seed(mix(seed, epoch, 1 + accelerator.process_index))
     todo = batches(histories, config.max_history, config.batch_size, seed, epoch)
     model.train()
     total = 0.0
     for step, batch in enumerate(todo):
-        rate = config.learning_rate * _schedule((epoch + step / len(todo)) / config.epochs, config.warmup)
+        rate = config.learning_rate * schedule((epoch + step / len(todo)) / config.epochs, config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         negatives = None
@@ -168,15 +168,25 @@ def _mine(batch: np.ndarray, process: int, processes: int) -> tuple[np.ndarray, 
     return rows, float((rows >= 0).sum() * processes / (batch >= 0).sum())
 
 
-def _schedule(done: float, warmup: float) -> float:
+def schedule(done: float, warmup: float) -> float:
     """Linear warmup, then a cosine down to a hundredth; `done` runs from 0 to 1."""
     if done < warmup:
         return max(0.01, done / warmup)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
+    """One seed of several."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def fingerprint_of(config: Any, seed: int, arrays: Sequence[np.ndarray]) -> str:
+    """Tells one run from another: the config (a dataclass), the seed and all that is learned from."""
+    digest = hashlib.sha256(json.dumps([asdict(config), seed], sort_keys=True).encode())
+    for array in arrays:
+        digest.update(str(np.shape(array)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _new_model(
@@ -215,14 +225,10 @@ def _fingerprint(
     validation: Validation | None,
     seed: int,
 ) -> str:
-    digest = hashlib.sha256(json.dumps([asdict(config), seed], sort_keys=True).encode())
     arrays = [*histories, *([] if validation is None else [*validation[0], validation[1]])]
     arrays += [] if vectors is None else [vectors]
     arrays += [] if ids is None else [ids.codes]
-    for array in arrays:
-        digest.update(str(np.shape(array)).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    return fingerprint_of(config, seed, arrays)
 
 
 def _save_checkpoint(path: Path, fingerprint: str, state: dict[str, Any], model: SequenceModel, optimizer: Any) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval.files import write_atomically
+from retrieval.training import mix, schedule
 
 log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
@@ -100,26 +98,12 @@ def fit(
     return model.eval(), state["best_epoch"] or state["epoch"]
 
 
-def fingerprint_of(config: Any, seed: int, arrays: Sequence[np.ndarray]) -> str:
-    """Tells one run from another: the config (a dataclass), the seed and all that is learned from."""
-    digest = hashlib.sha256(json.dumps([asdict(config), seed], sort_keys=True).encode())
-    for array in arrays:
-        digest.update(str(np.shape(array)).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def grouped(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Row numbers in batches of like length, the batches in random order: a pure function."""
     random = np.random.default_rng([seed, epoch])
     order = np.lexsort([random.random(len(lengths)), lengths])
     groups = np.split(order, range(batch_size, len(order), batch_size))
     return [groups[group] for group in random.permutation(len(groups))]
-
-
-def mix(*numbers: int) -> int:
-    """One seed of several."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _epoch(
@@ -136,7 +120,7 @@ def _epoch(
     for step, batch in enumerate(todo):
         done = (epoch + step / len(todo)) / config.epochs
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate(done, config.warmup)
+            group["lr"] = config.learning_rate * schedule(done, config.warmup)
         loss = loss_of(model, batch, device)
         optimizer.zero_grad()
         loss.backward()
@@ -144,13 +128,6 @@ def _epoch(
         optimizer.step()
         total += loss.detach()
     return float(total) / len(todo)
-
-
-def _rate(done: float, warmup: float) -> float:
-    """Linear warmup, then a cosine down to a hundredth; `done` runs from 0 to 1."""
-    if done < warmup:
-        return max(0.01, done / warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
 def _optimizer(model: nn.Module, config: Schedule) -> torch.optim.Optimizer:

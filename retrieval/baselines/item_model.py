@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrieval.baselines.fitting import fingerprint_of, fit
+from retrieval.baselines.fitting import fit
 from retrieval.model import Backbone, RetrieverConfig
 from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, rank, recall_and_ndcg
-from retrieval.training import batches
+from retrieval.training import batches, fingerprint_of
 
 PEOPLE_AT_ONCE = 256
 DEFAULT = RetrieverConfig(learning_rate=1e-3, epochs=100, patience=10, negatives=256)

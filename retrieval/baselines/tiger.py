@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrieval.baselines.fitting import fingerprint_of, fit, grouped
+from retrieval.baselines.fitting import fit, grouped
 from retrieval.baselines.t5 import PEOPLE_AT_ONCE, T5Speller
 from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, recall_and_ndcg
 from retrieval.semantic_ids import ResidualKMeans, SemanticIds, assign_unique
+from retrieval.training import fingerprint_of
 from retrieval.trie import Trie
 
 if TYPE_CHECKING:
