@@ -23,8 +23,10 @@ class VectorIndex:
     """
 
     def __init__(self, index: Any, factory: str, spacing: np.ndarray) -> None:
+        from retrieval.gpu import OnGpus
+
         self._index = index
-        self._gpu = _on_gpu(index)
+        self._gpus = OnGpus.of(index)
         self.factory = factory
         self.spacing = spacing
 
@@ -80,7 +82,9 @@ class VectorIndex:
         if wide == 0 or len(queries) == 0:
             return scores, items
         if allowed is None:
-            scores[:, :wide], items[:, :wide] = (self._gpu or self._index).search(queries, wide)
+            nprobe = int(getattr(self._index, "nprobe", 0))
+            answered = self._gpus.search(queries, wide, nprobe) if self._gpus else None
+            scores[:, :wide], items[:, :wide] = answered or self._index.search(queries, wide)
             short = np.flatnonzero((items[:, :wide] < 0).any(axis=1))
         else:
             parameters = _parameters(self._index, faiss.IDSelectorBatch(np.flatnonzero(allowed)))
@@ -142,17 +146,6 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     if len(bad):
         raise ValueError(f"vector {bad[0]} (and {len(bad) - 1} more) is zero or not finite and has no direction")
     return vectors / lengths
-
-
-def _on_gpu(index: Any) -> Any:
-    import faiss
-
-    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
-        return None
-    try:
-        return faiss.index_cpu_to_all_gpus(index)
-    except RuntimeError:  # a kind of index that FAISS keeps on the CPU
-        return None
 
 
 def _make_reconstructible(index: Any) -> None:

@@ -289,7 +289,7 @@ def _shards(folder: Path, modality: str | None, id_column: str | None, space: st
     if name is None:
         raise MmrecError(
             f"{folder} does not say which encoder made its vectors, and an index refuses queries of another",
-            mend='name the encoder: --space "open_clip ViT-B-32"',
+            mend="name the encoder: --space open_clip:ViT-B-32/openai",
         )
     return shards, name
 

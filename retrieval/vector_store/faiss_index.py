@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.gpu import has_gpu
 from retrieval.vector_store.pages import use_huge_pages
 
 faiss: Any = import_module("faiss")  # its type stubs do not know the keyword arguments
@@ -90,11 +91,6 @@ def _fill_bytes(index: Any, units: np.ndarray) -> None:
     faiss.copy_array_to_vector(np.float32(stretch * faiss.vector_to_array(last.A)), last.A)
     faiss.copy_array_to_vector(np.float32(stretch * bias + 128), last.b)
     last.have_bias = True
-
-
-def has_gpu() -> bool:
-    """Whether this FAISS knows GPUs and finds one."""
-    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
 def append(index: Any, units: np.ndarray, block: int) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retrieval.gpu import OnGpus
 from retrieval.index import unit
 from retrieval.vector_store import faiss_index
 from retrieval.vector_store.faiss_index import Effort
-from retrieval.vector_store.gpu import OnGpus
 from retrieval.vector_store.pages import use_huge_pages
 from retrieval.vector_store.sources import gather
 from retrieval.vector_store.versions import current, verify
@@ -99,9 +99,10 @@ class VectorStore:
             raise ValueError(f"allowed is {allowed.dtype} {list(allowed.shape)}: need bool [{len(self.removed)}]")
         units = unit(queries) if len(queries) else np.zeros((0, self.dim), np.float32)
         if allowed is None and not self._any_removed:
-            answered = self._gpus.search(units, k, self.effort) if self._gpus and len(units) else None
+            reach, rerank = self.effort.reach, self.effort.rerank
+            answered = self._gpus.search(units, k, reach, rerank) if self._gpus and len(units) else None
             if answered is not None:
-                return answered
+                return 1.0 - answered[0] / 2.0, answered[1]
             return faiss_index.search(self._index, units, k, self.effort)
         alive = ~self.removed if allowed is None else allowed & ~self.removed
         return faiss_index.search(self._index, units, k, self.effort, alive)

@@ -8,12 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from kills import Warm, limited
 
-from conftest import Small
+from conftest import Small, shards
 from mmrec.errors import MmrecError
 from mmrec.feedback import Feedback
 from mmrec.workspace import Workspace
@@ -121,17 +119,6 @@ def test_a_full_disk_while_making_for_many_people(small: Small, small_disk: Moun
     ballast.unlink()
     warm.finish([*command, "--out", str(out)])
     assert sorted(f.name for f in out.iterdir()) == ["job.json", "manifest.parquet", "p01", "p02"]
-
-
-def shards(folder: Path, ids: range) -> Path:
-    """Embeddings of 32 numbers, and their ids, as `mmrec embed` lays them."""
-    (folder / "image_emb").mkdir(parents=True)
-    (folder / "metadata").mkdir()
-    vectors = np.random.default_rng(len(ids)).standard_normal((len(ids), 32)).astype(np.float32)
-    np.save(folder / "image_emb" / "image_emb_0.npy", vectors)
-    pq.write_table(pa.table({"item_id": [f"i{row}" for row in ids]}), folder / "metadata" / "metadata_0.parquet")
-    (folder / "spaces.json").write_text('{"image": {"space": "drawn"}}', encoding="utf-8")
-    return folder
 
 
 @pytest.mark.parametrize("change", ["build", "add", "update", "remove", "compact"])

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from retrieval import vector_store
-from retrieval.index import unit
+from retrieval import gpu, vector_store
+from retrieval.index import VectorIndex, unit
 from retrieval.vector_store import Arrays, Budget, DamagedIndex, ForeignSpace, VectorStore, faiss_index, plan
 from retrieval.vector_store.faiss_index import Effort, create
 
@@ -290,7 +290,7 @@ def test_queries_of_another_space_are_refused(tmp_path: Path) -> None:
 BUILD = """
 import sys, time
 from pathlib import Path
-from retrieval import vector_store
+from retrieval import gpu, vector_store
 import faiss
 faiss.omp_set_num_threads(1)
 source = vector_store.open_shards(Path(sys.argv[1]))
@@ -341,7 +341,7 @@ STREAM = """
 import resource, sys
 from pathlib import Path
 import faiss, pyarrow.compute, pyarrow.parquet
-from retrieval import vector_store
+from retrieval import gpu, vector_store
 faiss.omp_set_num_threads(1)
 held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 shards = vector_store.open_shards(Path(sys.argv[1]))
@@ -466,7 +466,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-@pytest.mark.skipif(not faiss_index.has_gpu(), reason="there is no GPU, or FAISS does not know it")
+@pytest.mark.skipif(not gpu.has_gpu(), reason="there is no GPU, or FAISS does not know it")
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,SQ8", "OPQ16_32,IVF8,PQ16", "IVF8,SQ8,Refine(Flat)"])
 def test_a_gpu_answers_as_the_cpu_does(tmp_path: Path, factory: str) -> None:
     vector_store.build(tmp_path, Arrays(vectors(3_000), names(3_000)), space=SPACE, factory=factory)
@@ -492,7 +492,19 @@ def test_the_calls_for_a_gpu_fit_together(tmp_path: Path, pretended_gpu: list[st
             ours, theirs = (each.search(asked, k, space=SPACE, allowed=allowed) for each in (store, plain))
             np.testing.assert_array_equal(ours[1], theirs[1])
             np.testing.assert_array_equal(ours[0], theirs[0])
-    assert store._gpus.search(unit(asked), 5, Effort(3_000)) is None, "more lists than a GPU reads"
+    assert store._gpus.search(unit(asked), 5, 3_000) is None, "more lists than a GPU reads"
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
+def test_the_small_index_makes_the_same_calls(pretended_gpu: list[str], factory: str) -> None:
+    index = VectorIndex.build(vectors(3_000), factory)
+    index._index.nprobe = 4
+    assert pretended_gpu
+    ours = index.search(vectors(50, seed=9), 5)
+    index._gpus = None
+    theirs = index.search(vectors(50, seed=9), 5)
+    np.testing.assert_array_equal(ours[1], theirs[1])
+    np.testing.assert_array_equal(ours[0], theirs[0])
 
 
 @pytest.mark.parametrize("factory", ["HNSW8,Flat", "IVF8,RaBitQ", "SQ8"])

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.vector_store.faiss_index import Effort, core, has_gpu
-
 faiss: Any = import_module("faiss")  # its type stubs do not know the keyword arguments
 
-KNOWN = {"IndexFlat", "IndexFlatL2", "IndexIVFFlat", "IndexIVFScalarQuantizer", "IndexIVFPQ"}
+KNOWN = {"IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexIVFFlat", "IndexIVFScalarQuantizer", "IndexIVFPQ"}
 MOST = 2_048
 """Neighbours and lists that FAISS can look at for a query on a GPU."""
+
+
+def has_gpu() -> bool:
+    """Whether this FAISS knows GPUs and finds one."""
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
 class OnGpus:
@@ -31,14 +34,7 @@ class OnGpus:
     def of(cls, index: Any) -> OnGpus | None:
         """None without a GPU, and for what FAISS keeps on the CPU: graphs, RaBitQ and fast-scan codes. Codes that put
         candidates in order once more stay on the CPU."""
-        plain = (
-            faiss.IndexFlat,
-            faiss.IndexFlatL2,
-            faiss.IndexIVFFlat,
-            faiss.IndexIVFScalarQuantizer,
-            faiss.IndexIVFPQ,
-        )
-        if not has_gpu() or type(core(index)) not in plain:
+        if not has_gpu() or _kind(index) not in KNOWN:
             return None
         whole = faiss.downcast_index(index)
         refined = isinstance(whole, faiss.IndexRefine)
@@ -50,17 +46,26 @@ class OnGpus:
             return None
         return cls(faiss.IndexRefine(base, whole.refine_index) if refined else base, (whole, base))
 
-    def search(self, units: np.ndarray, k: int, effort: Effort) -> tuple[np.ndarray, np.ndarray] | None:
-        """As `faiss_index.search` without a filter; None where it has to be asked instead."""
-        if k * effort.rerank > MOST or effort.reach > MOST:
+    def search(self, units: np.ndarray, k: int, nprobe: int, rerank: int = 1) -> tuple[np.ndarray, np.ndarray] | None:
+        """FAISS's distances float32 [B, k] and rows int64 [B, k]; None where the CPU has to be asked instead. nprobe: 0
+        where there are no lists. rerank: how many times k candidates the finer codes put in order."""
+        if k * rerank > MOST or nprobe > MOST:
             return None
         with self._one_at_a_time:  # the scratch memory of a GPU is shared
             settings = faiss.GpuParameterSpace()
-            if effort.reach:
-                settings.set_index_parameter(self._copy, "nprobe", effort.reach)
+            if nprobe:
+                settings.set_index_parameter(self._copy, "nprobe", nprobe)
             if isinstance(self._copy, faiss.IndexRefine):
-                settings.set_index_parameter(self._copy, "k_factor_rf", effort.rerank)
+                settings.set_index_parameter(self._copy, "k_factor_rf", rerank)
             distances, rows = self._copy.search(units, k)
-        if (rows < 0).any():  # the lists that were read hold too few
-            return None
-        return 1.0 - distances / 2.0, rows
+        return None if (rows < 0).any() else (distances, rows)  # the lists that were read may hold too few
+
+
+def _kind(index: Any) -> str:
+    """What lies under the re-ranking and the projection."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return _kind(index.base_index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _kind(index.index)
+    return type(index).__name__
