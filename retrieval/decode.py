@@ -10,6 +10,8 @@ with our own model, `retrieval.baselines.t5` with an encoder-decoder.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,65 +30,70 @@ def beam_search(model: SequenceModel, h: Tensor, reachable: Reachable, k: int, b
     lead to a permitted item enter it, k items come back wherever k are permitted. With beam >= N the search is
     exhaustive.
     """
-    assert model.decoder is not None
     trie = model.trie
     if len(h) > PEOPLE_AT_ONCE and h.device.type == "cpu":
         parts = [slice(start, start + PEOPLE_AT_ONCE) for start in range(0, len(h), PEOPLE_AT_ONCE)]
         found = [beam_search(model, h[part], reachable.of(part), k, beam) for part in parts]
         return torch.cat([items for items, _ in found]), torch.cat([scores for _, scores in found])
-    state = h.unsqueeze(1)  # [B, W, d], one beam at first
-    nodes = torch.zeros(len(h), 1, dtype=torch.long, device=h.device)  # [B, W]
+    nodes = torch.zeros(len(h), 1, dtype=torch.long, device=h.device)  # [B, W], one beam at first
     scores = h.new_zeros(len(h), 1)  # [B, W]
+    spelled = nodes.unsqueeze(2)[..., :0]  # [B, W, level]
     for level in range(len(trie.sizes)):
-        child, open_ = by_range(trie, level, nodes)  # [B, W, D]
-        total = continuations(model, level, state, child, open_).add_(scores.unsqueeze(-1))
-        nodes, scores, parents = choose(trie, reachable, level, nodes, child, open_, total, max(beam, k))
+        total = continuations(model, level, h, nodes, spelled)  # [B, W, D]
+        nodes, scores, parents = choose(trie, reachable, level, nodes, total.add_(scores.unsqueeze(-1)), max(beam, k))
         if level + 1 < len(trie.sizes):
             codes = trie.codes[level][nodes.clamp(min=0)].long()
-            state = model.decoder.advance(level, take(state, parents), codes)
+            spelled = torch.cat([take(spelled, parents), codes.unsqueeze(2)], dim=2)
     return finish(trie, nodes, scores, k)
 
 
-def continuations(model: SequenceModel, level: int, state: Tensor, child: Tensor, open_: Tensor) -> Tensor:
-    """`SequenceModel.continuations` for searching: state [B, W, d], child and open_ [B, W, D] -> [B, W, D]
+def continuations(model: SequenceModel, level: int, h: Tensor, nodes: Tensor, spelled: Tensor) -> Tensor:
+    """Log-probabilities of what may follow: h [B, d], nodes int64 [B, W], spelled int64 [B, W, level] -> [B, W, D]
 
-    The same numbers with children side by side instead of one after the other, which is faster without gradients. Where
-    only one can follow nothing is computed: it is certain. On the last levels that is nearly everywhere.
+    In the D places are the children of each node in order, -inf where it has fewer. Where only one can follow nothing
+    is computed: it is certain. On the last levels that is nearly everywhere. A dead beam (-1) has the children of node
+    0; its score keeps them out.
     """
-    decoder = model.decoder
-    assert decoder is not None
-    shape = open_.shape
-    open_, child = open_.flatten(0, 1), child.flatten(0, 1)
-    total = torch.zeros(open_.shape, dtype=state.dtype, device=state.device)  # [B * W, D]
-    if open_.shape[1] > 1:
-        asked = open_[:, 1].nonzero().squeeze(1)  # [R], who has a choice
-        asked = asked[child[asked, 0].argsort()]  # brothers together
-        state, child, there = state.flatten(0, 1)[asked], child[asked], open_[asked]
-        read = decoder.norms[level](state + decoder.mlps[level](state))  # [R, d]
-        logits = (read @ decoder.codes[level].weight.T).gather(1, model.trie.codes[level][child].long())  # [R, D]
-        if level:
-            _add_prefixes(logits, decoder.narrow[level - 1](read), model, level, child, there)
-        total[asked] = logits.masked_fill_(~there, -torch.inf).log_softmax(dim=1)
-    return total.view(shape)
-
-
-def _add_prefixes(logits: Tensor, read: Tensor, model: SequenceModel, level: int, child: Tensor, there: Tensor) -> None:
-    """Add to logits [R, D], in place, what the prefixes say: read [R, narrow], child and `there` [R, D], brothers
-    together."""
     assert model.decoder is not None
-    prefixes, buckets = model.decoder.prefixes, model._buckets[level]
-    if logits.device.type == "cpu":
-        first, rows = child[:, 0].unique_consecutive(return_counts=True)
-        if 4 * len(first) <= len(child):  # many beams on few nodes: each node's prefixes are read once for all of them
+    choices, parents = model.choices[level], nodes.clamp(min=0).flatten()  # [B * W]
+    begin = choices.begin[parents]
+    count = choices.begin[parents + 1] - begin
+    # The widest node at hand where asking is free; on a GPU asking would stall the search, so the widest of all.
+    width = max(1, int(count.max()) if h.device.type == "cpu" else model.trie.width[level])
+    total = h.new_full((len(parents), width), -torch.inf)
+    total[:, 0] = 0.0
+    asked = count.nonzero().squeeze(1)  # [R], who has a choice
+    if len(asked):
+        asked = asked[begin[asked].argsort()]  # brothers together
+        who = asked // nodes.shape[1]
+        read = model.decoder.read(level, h, spelled.flatten(0, 1)[asked], who)  # [R, width]
+        total[asked] = _weigh(read, begin[asked], count[asked], choices.known, width).log_softmax(dim=1)
+    return total.view(*nodes.shape, width)
+
+
+def _weigh(read: Tensor, begin: Tensor, count: Tensor, known: Tensor, width: int) -> Tensor:
+    """Dot products of read [R, w] with rows begin to begin + count of known [E, w], brothers together -> [R, width]"""
+    logits = read.new_full((len(read), width), -torch.inf)
+    if read.device.type == "cpu":
+        first, rows = begin.unique_consecutive(return_counts=True)
+        if 4 * len(first) <= len(begin):  # many beams on few nodes: one product for all beams of a node
             ends = rows.cumsum(0)
-            degree = there[ends - 1].sum(dim=1)
-            places = zip(first.tolist(), degree.tolist(), (ends - rows).tolist(), ends.tolist(), strict=True)
-            for node, count, start, end in places:
-                logits[start:end, :count].addmm_(read[start:end], prefixes(buckets[node : node + count]).T)
-            return
-    row, place = there.nonzero(as_tuple=True)  # [E], the children that exist
-    said = (read.index_select(0, row) * prefixes(buckets[child[row, place]])).sum(dim=1)
-    logits.view(-1).index_add_(0, row * logits.shape[1] + place, said)
+            places = zip(first.tolist(), count[ends - 1].tolist(), (ends - rows).tolist(), ends.tolist(), strict=True)
+            for child, degree, start, end in places:
+                torch.mm(read[start:end], known[child : child + degree].T, out=logits[start:end, :degree])
+            return logits
+    ends = count.cumsum(0)
+    at = torch.arange(int(ends[-1]), device=read.device) + torch.repeat_interleave(begin - (ends - count), count)  # [E]
+    if read.device.type == "cpu":
+        with warnings.catch_warnings():  # torch says once that its sparse tensors are young
+            warnings.simplefilter("ignore", UserWarning)
+            edges, size = F.pad(ends, (1, 0)), (len(read), len(known))
+            places = torch.sparse_csr_tensor(edges, at, read.new_zeros(len(at)), size, check_invariants=False)
+        said = torch.sparse.sampled_addmm(places, read, known.T, beta=0.0).values()
+    else:
+        said = (read[torch.repeat_interleave(count)] * known[at]).sum(dim=1)
+    there = torch.arange(width, device=read.device) < count.unsqueeze(1)
+    return logits.masked_scatter_(there, said)
 
 
 def take(beams: Tensor, parents: Tensor) -> Tensor:
@@ -106,13 +113,13 @@ def extend(
     """
     table = trie.dense[level]
     if table is not None:
-        child = table.index_select(0, nodes.clamp(min=0).flatten()).view_as(log_p)  # [B, W, V]
-        open_ = child >= 0
+        there = table.index_select(0, nodes.clamp(min=0).flatten()).view_as(log_p) >= 0  # [B, W, V]
         total = log_p + scores.unsqueeze(-1)
     else:
-        child, open_ = by_range(trie, level, nodes)
+        child, there = by_range(trie, level, nodes)
         total = log_p.gather(-1, trie.codes[level][child].long()) + scores.unsqueeze(-1)
-    nodes, scores, parents = choose(trie, reachable, level, nodes, child, open_, total, beam, by_code=table is not None)
+    total.masked_fill_(~there, -torch.inf)
+    nodes, scores, parents = choose(trie, reachable, level, nodes, total, beam, by_code=table is not None)
     return nodes, scores, parents, trie.codes[level][nodes.clamp(min=0)].long()
 
 
@@ -125,36 +132,33 @@ def by_range(trie: Trie, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
     known = nodes.clamp(min=0)
     start = first[known].long()  # [B, W]
     degree = first[known + 1] - start
-    # The widest node at hand where asking is free; on a GPU asking would stall the search, so the widest of all.
     width = int(degree.max()) if nodes.device.type == "cpu" else trie.width[level]
     slot = torch.arange(width, device=nodes.device)
-    open_ = slot < degree.unsqueeze(-1)  # [B, W, D]
-    return (start.unsqueeze(-1) + slot).clamp_(max=len(trie.codes[level]) - 1), open_
+    there = slot < degree.unsqueeze(-1)  # [B, W, D]
+    return (start.unsqueeze(-1) + slot).clamp_(max=len(trie.codes[level]) - 1), there
 
 
 def choose(
-    trie: Trie,
-    reachable: Reachable,
-    level: int,
-    nodes: Tensor,
-    child: Tensor,
-    open_: Tensor,
-    total: Tensor,
-    beam: int,
-    *,
-    by_code: bool = False,
+    trie: Trie, reachable: Reachable, level: int, nodes: Tensor, total: Tensor, beam: int, *, by_code: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best of the children. -> nodes, scores and parents, each [B, W']; a node of -1 has a score of -inf.
 
-    nodes: int64 [B, W]. child, open_, total: [B, W, D], the children in D places, which of these are taken, and their
-    scores, which are overwritten; the place of a child is its code (by_code) or its number among its parent's.
-    parents: which of the W beams each came from. W' is `beam`, or less where the tree has no more.
+    nodes: int64 [B, W]. total: [B, W, D], the scores of the children in D places, -inf where there is none; it is
+    overwritten. The place of a child is its code (by_code) or its number among its parent's. parents: which of the W
+    beams each came from. W' is `beam`, or less where the tree has no more.
     """
     alive, dead = reachable.alive[level], reachable.dead[level]
-    if alive is not None:
-        open_ = open_ & alive[child.clamp(min=0)]
-    total = total.masked_fill_(~open_, -torch.inf)
     width = total.shape[-1]
+    table = trie.dense[level] if by_code else None
+
+    def child(parent: Tensor, place: Tensor) -> Tensor:
+        parent = parent.clamp(min=0)
+        if table is not None:
+            return table[parent, place].clamp(min=0).long()
+        return (trie.first[level][parent] + place).clamp_(max=len(trie.codes[level]) - 1).long()
+
+    if alive is not None:
+        total.masked_fill_(~alive[child(nodes.unsqueeze(-1), torch.arange(width, device=nodes.device))], -torch.inf)
     total = total.flatten(1)  # [B, W * D]
     if dead is not None:
         parent, gone = dead  # [B, H]
@@ -167,8 +171,9 @@ def choose(
         floor = torch.where(place > 0, -torch.inf, torch.inf).to(total.dtype)
         total.scatter_reduce_(1, cell, floor, "amin")
     scores, picked = top(total, min(beam, total.shape[1]))
-    found = child.flatten(1).gather(1, picked).long().masked_fill_(scores == -torch.inf, -1)
-    return found, scores, picked // width
+    parents = picked // width
+    found = child(nodes.gather(1, parents), picked - parents * width)
+    return found.masked_fill_(scores == -torch.inf, -1), scores, parents
 
 
 def top(values: Tensor, k: int, fold: int = 16) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from retrieval.trie import Trie
 @dataclass(frozen=True)
 class RetrieverConfig:
     """Model and training knobs. residual: whether an item that was trained on has a vector of its own, beside content
-    and code. Validation chooses the last two: the epoch to stop after, what codes count beside the dense head."""
+    and code. Validation chooses the last three: the epochs to stop after, what codes count beside the dense head."""
 
     dim: int = 128
     blocks: int = 2
@@ -30,6 +30,7 @@ class RetrieverConfig:
     dropout: float = 0.3
     max_history: int = 50
     epochs: int = 20
+    code_epochs: int = 6
     batch_size: int = 64
     learning_rate: float = 4e-3
     weight_decay: float = 0.05
@@ -38,7 +39,10 @@ class RetrieverConfig:
     full_softmax_up_to: int = 5_000
     negatives: int = 512
     residual: bool = True
+    depth_hidden: int = 128
+    depth_width: int = 128
     stop_after: int | None = None
+    codes_stop_after: int | None = None
     fusion_weight: float = 0.3
 
 
@@ -123,54 +127,56 @@ class DepthDecoder(nn.Module):
     """Spells a code level by level: p(c_l | h, c_1..c_{l-1}), a softmax over the codes that continue to an item.
 
     The probabilities of all items sum to 1: nothing is spent on codes that no item has, and where only one code can
-    follow, it follows. The state [..., d] is h plus the embeddings of the codes spelled so far; each level reads it
-    with its own MLP. A code is weighed against the others by its embedding and, from the second level on, by a narrow
-    one of the whole prefix it completes, for the same code means something else under each prefix; these are found by
-    a hash (Svenstrup et al. 2017, "Hash Embeddings for Efficient Word Representations", section 2). A new prefix has
-    none yet and goes by its codes.
+    follow, it follows. Each level reads the state h and the codes spelled so far through one hidden layer, whose part
+    from h is the same for all beams of a person, and weighs what may follow by dot product. A code is known by its
+    embedding and, from the second level on, by one of the whole prefix it completes, for the same code means something
+    else under each prefix; these are found by a hash (Svenstrup et al. 2017, "Hash Embeddings for Efficient Word
+    Representations", section 2). A new prefix has none yet and goes by its codes.
     """
 
-    NARROW = 64
-
-    def __init__(self, dim: int, sizes: Sequence[int], buckets: int) -> None:
+    def __init__(self, dim: int, sizes: Sequence[int], buckets: int, hidden: int, width: int) -> None:
+        """hidden, width: of each level's hidden layer, and of the embeddings of what may follow."""
         super().__init__()
-        self.sizes = tuple(sizes)
-        self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for size in sizes[:-1])
-        self.mlps = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)) for _ in sizes
+        self.enter = nn.ModuleList(nn.Linear(dim, hidden) for _ in sizes)
+        self.spelled = nn.ModuleList(
+            nn.ModuleList(nn.Embedding(size, hidden) for size in sizes[:level]) for level in range(len(sizes))
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in sizes)
-        self.codes = nn.ModuleList(nn.Embedding(size, dim) for size in sizes)
-        self.narrow = nn.ModuleList(nn.Linear(dim, self.NARROW, bias=False) for _ in sizes[1:])
-        self.prefixes = nn.Embedding(buckets, self.NARROW)
-        for embedding in self.embeddings:
-            assert isinstance(embedding, nn.Embedding)
-            nn.init.normal_(embedding.weight, std=0.3)
+        self.leave = nn.ModuleList(nn.Linear(hidden, width, bias=False) for _ in sizes)
+        self.past = nn.ModuleList(nn.Linear(dim, width) for _ in sizes)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in sizes)
+        self.codes = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+        self.prefixes = nn.Embedding(buckets, width)
+        for tables in self.spelled:
+            assert isinstance(tables, nn.ModuleList)
+            for table in tables:
+                nn.init.normal_(table.weight, std=0.3)
         for codes in self.codes:
-            assert isinstance(codes, nn.Embedding)
-            nn.init.normal_(codes.weight, std=dim**-0.5)
+            nn.init.normal_(codes.weight, std=width**-0.5)
         nn.init.zeros_(self.prefixes.weight)
 
-    def advance(self, level: int, state: Tensor, code: Tensor) -> Tensor:
-        """The state after spelling `code` int64 [...] on `level`."""
-        return state if level + 1 == len(self.sizes) else state + self.embeddings[level](code)
+    def read(self, level: int, h: Tensor, spelled: Tensor, who: Tensor) -> Tensor:
+        """What is asked of the children of R nodes: h [B, d] -> [R, width]
 
-    def continuations(self, level: int, state: Tensor, row: Tensor, code: Tensor, bucket: Tensor) -> Tensor:
-        """Log-probabilities of the children of R nodes, listed one after the other: state [R, d] -> [E]
-
-        row: int64 [E], ascending, whose child it is; code, bucket: int64 [E], the code that leads to it and the hash of
-        its prefix. All children of a row must be there, for they share its probability.
+        spelled: int64 [R, level], the codes so far; who: int64 [R], which of the states they are spelled after.
         """
-        read = self.norms[level](state + self.mlps[level](state))  # [R, d]
-        if level == 0:  # all rows have the same parent, the root, and so the same children
-            logits = (read @ self.codes[0](code[: len(code) // max(1, len(state))]).T).flatten()
-        else:
-            logits = (read[row] * self.codes[level](code)).sum(dim=-1)
-        if level:
-            logits = logits + (self.narrow[level - 1](read)[row] * self.prefixes(bucket)).sum(dim=-1)
-        top = logits.new_full((len(state),), -torch.inf).scatter_reduce(0, row, logits.detach(), "amax")
-        total = logits.new_zeros(len(state)).index_add(0, row, (logits - top[row]).exp())
-        return logits - (total.log() + top)[row]
+        inner, outer = self.enter[level](h)[who], self.past[level](h)[who]
+        for place, table in enumerate(self.spelled[level]):  # type: ignore[arg-type]
+            inner = inner + table(spelled[:, place])
+        return self.norms[level](outer + self.leave[level](inner.relu()))
+
+    def known_by(self, level: int, code: Tensor, bucket: Tensor) -> Tensor:
+        """Embeddings of nodes of `level` + 1, by last code and hash of the whole prefix: int64 [E] -> [E, width]"""
+        embeddings = self.codes[level](code)
+        return embeddings + self.prefixes(bucket) if level else embeddings
+
+
+@dataclass(frozen=True)
+class Choices:
+    """begin: int64 [nodes of a level, + 1], where the children of each node begin in `known` [E, width], the embeddings
+    of all nodes that have brothers. An only child is certain and not there."""
+
+    begin: Tensor
+    known: Tensor
 
 
 class SequenceModel(nn.Module):
@@ -194,9 +200,11 @@ class SequenceModel(nn.Module):
         self.tower = ItemTower(config.dim, vectors, codes, self.sizes, seen)
         self.backbone = Backbone(config)
         self._trie: Trie | None = None
+        self._choices_known: list[Choices] | None = None
         self._buckets: list[Tensor] = []
         self.buckets = buckets or 1 << max(8, len(seen) - 1).bit_length()
-        self.decoder = DepthDecoder(config.dim, self.sizes, self.buckets) if self.sizes else None
+        depth = (config.depth_hidden, config.depth_width)
+        self.decoder = DepthDecoder(config.dim, self.sizes, self.buckets, *depth) if self.sizes else None
 
     @property
     def items(self) -> int:
@@ -214,7 +222,7 @@ class SequenceModel(nn.Module):
         return self.backbone(x)
 
     def forward(self, sequences: Tensor, negatives: Tensor | None) -> Tensor:
-        """The training loss of sequences int64 [B, T], -1 padded at the end: each item predicted from those before.
+        """The loss of the dense head on sequences int64 [B, T], -1 padded at the end: each item from those before it.
 
         negatives: int64 [M] drawn uniformly, shared by all positions, for a sampled softmax; None for the full softmax.
         """
@@ -231,14 +239,27 @@ class SequenceModel(nn.Module):
         real = local >= 0
         h, target = states[real], local[real]  # [P, d], [P]
         if shared is None:
-            loss = F.cross_entropy(h @ embeddings.T, target)
-        else:
-            loss = sampled_softmax(h, embeddings, target, shared, self.items)
-        if self.decoder is not None:
-            # The codes learn from what the items taught the states, and leave them as they are.
-            h = F.dropout(h.detach(), self.config.dropout, self.training)
-            loss = loss - self.log_prob_of_codes(h, sequences[real]).mean()
-        return loss
+            return F.cross_entropy(h @ embeddings.T, target)
+        return sampled_softmax(h, embeddings, target, shared, self.items)
+
+    def train(self, mode: bool = True) -> SequenceModel:
+        self._choices_known = None
+        return super().train(mode)
+
+    @property
+    def choices(self) -> list[Choices]:
+        """Per level what a search reads of the tree: made once, until the model is trained or moved."""
+        device = self.tower.codes.device
+        if self._choices_known is None or self._choices_known[0].known.device != device:
+            with torch.no_grad():
+                self._choices_known = [self._choices_of(level) for level in range(len(self.sizes))]
+        return self._choices_known
+
+    def _choices_of(self, level: int) -> Choices:
+        degree = self.trie.first[level].diff()
+        begin = F.pad(torch.where(degree > 1, degree, 0).cumsum(0), (1, 0))
+        child = torch.repeat_interleave(degree > 1, degree).nonzero().squeeze(1)
+        return Choices(begin, self.known_by(level, child))
 
     @property
     def trie(self) -> Trie:
@@ -252,11 +273,10 @@ class SequenceModel(nn.Module):
             self._buckets = [bucket.to(device) for bucket in self._buckets]
         return self._trie
 
-    def continuations(self, level: int, state: Tensor, row: Tensor, child: Tensor) -> Tensor:
-        """`DepthDecoder.continuations` of nodes of the trie: child int64 [E], nodes of `level` + 1 -> [E]"""
+    def known_by(self, level: int, child: Tensor) -> Tensor:
+        """`DepthDecoder.known_by` of nodes of the trie: child int64 [E], nodes of `level` + 1 -> [E, width]"""
         assert self.decoder is not None
-        code = self.trie.codes[level][child].long()
-        return self.decoder.continuations(level, state, row, code, self._buckets[level][child])
+        return self.decoder.known_by(level, self.trie.codes[level][child].long(), self._buckets[level][child])
 
     def log_prob_of_codes(self, h: Tensor, items: Tensor, who: Tensor | None = None) -> Tensor:
         """The log-probability that the code of each item is what follows: h [B, d], items int64 [R] -> [R]
@@ -265,32 +285,49 @@ class SequenceModel(nn.Module):
         after the same state share the work of the prefixes they share.
         """
         assert self.decoder is not None
-        trie, state, total = self.trie, h, h.new_zeros(len(items))
-        at = torch.arange(len(items), device=h.device) if who is None else who  # the state each item is read from
-        parent = torch.zeros(len(h), dtype=torch.long, device=h.device)  # the node each state stands at
+        trie, codes, total = self.trie, self.tower.codes[items], h.new_zeros(len(items))
+        # The places items are asked from: after which state, at which node, with which codes spelled; `at`: from which.
+        state = torch.arange(len(h), device=h.device)
+        node, spelled = torch.zeros_like(state), codes.new_zeros(len(h), 0)
+        at = torch.arange(len(items), device=h.device) if who is None else who
         for level in range(len(self.sizes)):
             target = trie.path[level + 1][items]
-            first, end = trie.first[level][parent].long(), trie.first[level][parent + 1].long()
+            first, end = trie.first[level][node].long(), trie.first[level][node + 1].long()
             count = torch.where(end - first > 1, end - first, 0)  # elsewhere one code can follow, and it is certain
             choice = count.nonzero().squeeze(1)
             if len(choice):
-                degree = count[choice]
-                row = torch.repeat_interleave(torch.arange(len(choice), device=h.device), degree)
-                begin = count.cumsum(0) - count  # of each state's children in the list of all
+                row = torch.repeat_interleave(torch.arange(len(choice), device=h.device), count[choice])
+                begin = count.cumsum(0) - count  # of each place's children in the list of all
                 child = torch.arange(len(row), device=h.device) + (first[choice] - begin[choice])[row]
-                log_p = self.continuations(level, state[choice], row, child)
+                read = self.decoder.read(level, h, spelled[choice], state[choice])
+                log_p = self._log_softmax(level, read, row, child)
                 asked = (count[at] > 0).nonzero().squeeze(1)
-                place = begin[at[asked]] + target[asked] - first[at[asked]]
-                total = total.index_add(0, asked, log_p[place])
-            code = self.tower.codes[items, level]
+                total = total.index_add(0, asked, log_p[begin[at[asked]] + target[asked] - first[at[asked]]])
             if who is None:
-                state, parent = self.decoder.advance(level, state, code), target
+                node, spelled = target, codes[:, : level + 1]
             else:
                 groups, group = (at * trie.nodes(level + 1) + target).unique(return_inverse=True)
                 one = torch.empty_like(groups).scatter_(0, group, torch.arange(len(items), device=h.device))
-                state, parent = self.decoder.advance(level, state[at[one]], code[one]), target[one]
-                at = group
+                state, node, spelled, at = state[at[one]], target[one], codes[one, : level + 1], group
         return total
+
+    def _log_softmax(self, level: int, read: Tensor, row: Tensor, child: Tensor) -> Tensor:
+        """Log-probabilities of the children of R nodes, listed one after the other: read [R, width] -> [E]
+
+        row: int64 [E], ascending, whose child it is; child: int64 [E]. All children of a row must be there, for they
+        share its probability.
+        """
+        if level == 0:  # all rows stand at the root
+            return (read @ self.known_by(0, child[: len(child) // len(read)]).T).log_softmax(dim=1).flatten()
+        if self.trie.nodes(level + 1) < len(child):
+            everything = torch.arange(self.trie.nodes(level + 1), device=child.device)
+            known = F.embedding(child, self.known_by(level, everything))
+        else:
+            known = self.known_by(level, child)
+        logits = (read.index_select(0, row) * known).sum(dim=1)
+        top = logits.new_full((len(read),), -torch.inf).scatter_reduce(0, row, logits.detach(), "amax")
+        total = logits.new_zeros(len(read)).index_add(0, row, (logits - top[row]).exp())
+        return logits - (total.log() + top)[row]
 
 
 def sampled_softmax(h: Tensor, embeddings: Tensor, target: Tensor, negatives: Tensor, items: int) -> Tensor:

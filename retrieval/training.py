@@ -7,13 +7,16 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from retrieval.files import write_atomically
 from retrieval.model import RetrieverConfig, SequenceModel
@@ -41,13 +44,16 @@ def train_retriever(
 ) -> Retriever:
     """Train on what people liked, in order; return the retriever.
 
+    First the items are learned, and told apart by the dense head; then, with all of that as it is, how to spell them: a
+    decoder that follows states which still move learns less in more time.
+
     histories: one int64 array of item indices per person, oldest first, without the disliked. vectors: float32 [N, D]
     (unit length). ids: the items' semantic IDs. Either may be None, both together leave SASRec; then `items` gives N.
-    validation: (histories, targets int64 [V]): training stops once the dense head's NDCG@10 has not risen for
-    `patience` epochs, the best epoch is kept, and the fusion weight is chosen there. Without it, all epochs are run.
-    checkpoint_dir: saved there after every epoch; run again, it goes on from the last one and ends with the weights of
-    an undisturbed run. progress: called with (epochs done, epochs). Raises ValueError for a checkpoint of another run,
-    or if the arguments do not fit together.
+    validation: (histories, targets int64 [V]): training stops once the dense head's NDCG@10, and later the probability
+    of the targets' codes, has not risen for `patience` epochs; the best epoch is kept, and the fusion weight is chosen
+    there. Without it, all epochs are run. checkpoint_dir: saved there after every epoch; run again, it goes on from the
+    last one and ends with the weights of an undisturbed run. progress: called with (epochs done, epochs). Raises
+    ValueError for a checkpoint of another run, or if the arguments do not fit together.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -60,43 +66,140 @@ def train_retriever(
     if not histories:
         raise ValueError("there is no event to train on: every history is empty")
 
-    # the buffers hold the catalog and never change: nothing to tell each other at every step
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    # The buffers hold the catalog and never change: nothing to tell each other at every step. On deep levels a batch
+    # may have no choice to make, and then there is nothing to learn for them.
+    told = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
     fingerprint = _fingerprint(histories, vectors, ids, config, validation, seed)
-    checkpoint = checkpoint_dir / "checkpoint.pt" if checkpoint_dir is not None else None
+    run = _Run(Accelerator(kwargs_handlers=[told]), histories, count, config, seed, fingerprint, checkpoint_dir)
+    device = run.accelerator.device
+    total = config.epochs + (config.code_epochs if ids is not None else 0)
+
+    def tell(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
     with torch.random.fork_rng():  # the caller's generator is not ours to move
         torch.manual_seed(seed)
         model = _new_model(histories, vectors, ids, config, count)
-        optimizer = _optimizer(model, config)
-        state: dict[str, Any] = {"epoch": 0, "best": None, "best_epoch": 0, "best_score": -1.0, "finished": False}
-        if checkpoint is not None and checkpoint.is_file():
-            state = _load_checkpoint(checkpoint, fingerprint, model, optimizer)
-        model, optimizer = accelerator.prepare(model, optimizer)
-        plain: SequenceModel = accelerator.unwrap_model(model)
-        while state["epoch"] < (config.stop_after or config.epochs) and not state["finished"]:
-            epoch = state["epoch"]
-            loss = _train_epoch(accelerator, model, optimizer, histories, config, count, seed, epoch)
-            state["epoch"] = epoch + 1
-            note = ""
-            if validation is not None:
-                score = _ndcg(plain, accelerator.device, validation)
-                note = f", validation ndcg@10 {score:.4f}"
-                if score > state["best_score"]:
-                    best = {name: tensor.detach().cpu().clone() for name, tensor in plain.named_parameters()}
-                    state.update(best=best, best_epoch=epoch + 1, best_score=score)
-                state["finished"] = epoch + 1 - state["best_epoch"] >= config.patience
-            log.info("epoch %d of %d: loss %.4f%s", epoch + 1, config.epochs, loss, note)
-            if checkpoint is not None and accelerator.is_main_process:
-                _save_checkpoint(checkpoint, fingerprint, state, plain, optimizer)
-            if progress is not None:
-                progress(epoch + 1, config.epochs)
-        if state["best"] is not None:
-            plain.load_state_dict(state["best"], strict=False)
-            plain.config = replace(config, stop_after=state["best_epoch"])
-        retriever = Retriever(plain, accelerator.device)
+        if model.decoder is not None:
+            model.decoder.requires_grad_(False)
+        score = None if validation is None else partial(_ndcg, model, device, validation)
+        stopped = run.learn("items", model, config.epochs, config.stop_after, score, tell)
+        model.config = replace(config, stop_after=stopped)
+        if model.decoder is not None:
+            model.requires_grad_(False).decoder.requires_grad_(True)
+            score = None if validation is None else _code_score(model, device, validation)
+            codes = CodesLoss(model)
+            stopped = run.learn(
+                "codes", codes, config.code_epochs, config.codes_stop_after, score, lambda n: tell(config.epochs + n)
+            )
+            model.config = replace(model.config, codes_stop_after=stopped)
+        retriever = Retriever(model, device)
         if validation is not None and ids is not None:
             retriever = retriever.choose_fusion_weight(*validation)
     return retriever.to("cpu")
+
+
+class CodesLoss(nn.Module):
+    """The loss of the codes after the states of a model that stays as it is."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+        with torch.no_grad():
+            self.embeddings = model.item_embeddings()  # [N, d]
+
+    def train(self, mode: bool = True) -> CodesLoss:
+        """The states are read without dropout, as they are when people ask."""
+        return super().train(False)
+
+    def forward(self, sequences: Tensor, negatives: None = None) -> Tensor:
+        real = sequences >= 0
+        with torch.no_grad():
+            h = self.model.states(sequences[:, :-1], self.embeddings)[real]  # [P, d]
+        h = F.dropout(h, self.model.config.dropout)
+        return -self.model.log_prob_of_codes(h, sequences[real]).mean()
+
+
+@dataclass
+class _Run:
+    """What the two parts of a training share."""
+
+    accelerator: Any
+    histories: list[np.ndarray]
+    items: int
+    config: RetrieverConfig
+    seed: int
+    fingerprint: str
+    checkpoint_dir: Path | None
+
+    def learn(
+        self,
+        what: str,
+        module: nn.Module,
+        epochs: int,
+        stop_after: int | None,
+        score: Callable[[], float] | None,
+        tell: Callable[[int], None],
+    ) -> int | None:
+        """Learn what of the module needs a gradient; return the epoch that `score` chose, else `stop_after`.
+
+        what: names the checkpoint. module: (sequences, negatives) -> loss. tell: is told each epoch that is done.
+        """
+        learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        optimizer = _optimizer(learned, self.config)
+        state: dict[str, Any] = {"epoch": 0, "best": None, "best_epoch": 0, "best_score": -math.inf, "finished": False}
+        checkpoint = None if self.checkpoint_dir is None else self.checkpoint_dir / f"{what}.pt"
+        if checkpoint is not None and checkpoint.is_file():
+            state = _load_checkpoint(checkpoint, self.fingerprint, learned, optimizer)
+        wrapped, optimizer = self.accelerator.prepare(module, optimizer)
+        while state["epoch"] < (stop_after or epochs) and not state["finished"]:
+            epoch = state["epoch"]
+            loss = self._epoch(what, wrapped, optimizer, epoch, epochs)
+            state["epoch"] = epoch + 1
+            note = ""
+            if score is not None:
+                found = score()
+                note = f", validation {'ndcg@10' if what == 'items' else 'log p'} {found:.4f}"
+                if found > state["best_score"]:
+                    best = {name: p.detach().cpu().clone() for name, p in learned.items()}
+                    state.update(best=best, best_epoch=epoch + 1, best_score=found)
+                state["finished"] = epoch + 1 - state["best_epoch"] >= self.config.patience
+            log.info("%s: epoch %d of %d: loss %.4f%s", what, epoch + 1, epochs, loss, note)
+            if checkpoint is not None and self.accelerator.is_main_process:
+                _save_checkpoint(checkpoint, self.fingerprint, state, learned, optimizer)
+            tell(epoch + 1)
+        if state["best"] is None:
+            return stop_after
+        with torch.no_grad():
+            for name, p in learned.items():
+                p.copy_(state["best"][name])
+        return int(state["best_epoch"])
+
+    def _epoch(self, what: str, module: nn.Module, optimizer: Any, epoch: int, epochs: int) -> float:
+        # Everything random in this epoch follows from (seed, epoch), so resuming needs no generator state.
+        accelerator, config = self.accelerator, self.config
+        part = ("items", "codes").index(what)
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch, part, 0))
+        torch.manual_seed(mix(self.seed, epoch, part, 1 + accelerator.process_index))
+        todo = batches(self.histories, config.max_history, config.batch_size, self.seed, epoch + part * config.epochs)
+        module.train()
+        total = 0.0
+        for step, batch in enumerate(todo):
+            rate = config.learning_rate * schedule((epoch + step / len(todo)) / epochs, config.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            negatives = None
+            if what == "items" and self.items > config.full_softmax_up_to:
+                negatives = torch.randint(self.items, (config.negatives,), generator=generator).to(accelerator.device)
+            rows, share = _mine(batch, accelerator.process_index, accelerator.num_processes)
+            loss = share * module(torch.from_numpy(rows).to(accelerator.device), negatives)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.item()
+        return total / len(todo)
 
 
 def batches(histories: Sequence[np.ndarray], window: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -122,39 +225,6 @@ def batches(histories: Sequence[np.ndarray], window: int, batch_size: int, seed:
             batch[place, : lengths[row]] = pieces[row]
         result.append(batch)
     return result
-
-
-def _train_epoch(
-    accelerator: Any,
-    model: torch.nn.Module,
-    optimizer: Any,
-    histories: Sequence[np.ndarray],
-    config: RetrieverConfig,
-    items: int,
-    seed: int,
-    epoch: int,
-) -> float:
-    # Everything random in this epoch follows from (seed, epoch), so resuming needs no generator state.
-    generator = torch.Generator().manual_seed(mix(seed, epoch, 0))
-    torch.manual_seed(mix(seed, epoch, 1 + accelerator.process_index))
-    todo = batches(histories, config.max_history, config.batch_size, seed, epoch)
-    model.train()
-    total = 0.0
-    for step, batch in enumerate(todo):
-        rate = config.learning_rate * schedule((epoch + step / len(todo)) / config.epochs, config.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        negatives = None
-        if items > config.full_softmax_up_to:
-            negatives = torch.randint(items, (config.negatives,), generator=generator).to(accelerator.device)
-        rows, share = _mine(batch, accelerator.process_index, accelerator.num_processes)
-        loss = share * model(torch.from_numpy(rows).to(accelerator.device), negatives)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        total += loss.item()
-    return total / len(todo)
 
 
 def _mine(batch: np.ndarray, process: int, processes: int) -> tuple[np.ndarray, float]:
@@ -203,10 +273,10 @@ def _new_model(
     return SequenceModel(config, content, codes, () if ids is None else ids.sizes, seen)
 
 
-def _optimizer(model: SequenceModel, config: RetrieverConfig) -> torch.optim.Optimizer:
+def _optimizer(learned: dict[str, nn.Parameter], config: RetrieverConfig) -> torch.optim.Optimizer:
     """AdamW; norms, biases and positions do not decay."""
-    decay = [p for name, p in model.named_parameters() if p.dim() > 1 and name != "backbone.positions"]
-    others = [p for name, p in model.named_parameters() if p.dim() <= 1 or name == "backbone.positions"]
+    decay = [p for name, p in learned.items() if p.dim() > 1 and name != "backbone.positions"]
+    others = [p for name, p in learned.items() if p.dim() <= 1 or name == "backbone.positions"]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
@@ -215,6 +285,22 @@ def _ndcg(model: SequenceModel, device: torch.device, validation: Validation) ->
     """NDCG@10 of the dense head."""
     ranks = Retriever(model, device).rank_of(*validation)
     return float(np.where(ranks < 10, 1.0 / np.log2(ranks + 2.0), 0.0).mean())
+
+
+def _code_score(model: SequenceModel, device: torch.device, validation: Validation) -> Callable[[], float]:
+    """What tells the mean log-probability of the codes of the validation targets, after states that stay."""
+    histories, targets = validation
+    retriever = Retriever(model, device)
+    parts = [slice(start, start + 256) for start in range(0, len(histories), 256)]
+    states = [retriever.states(check_histories(histories[part], model.items)) for part in parts]
+    asked = torch.as_tensor(np.asarray(targets), device=device)
+
+    @torch.no_grad()
+    def score() -> float:
+        found = [model.log_prob_of_codes(h, asked[part]).sum() for h, part in zip(states, parts, strict=True)]
+        return float(sum(found)) / len(asked)
+
+    return score
 
 
 def _fingerprint(
@@ -231,24 +317,28 @@ def _fingerprint(
     return fingerprint_of(config, seed, arrays)
 
 
-def _save_checkpoint(path: Path, fingerprint: str, state: dict[str, Any], model: SequenceModel, optimizer: Any) -> None:
+def _save_checkpoint(
+    path: Path, fingerprint: str, state: dict[str, Any], learned: dict[str, nn.Parameter], optimizer: Any
+) -> None:
     everything = {
         **state,
         "fingerprint": fingerprint,
-        "model": {name: tensor.detach() for name, tensor in model.named_parameters()},
+        "learned": {name: tensor.detach() for name, tensor in learned.items()},
         "optimizer": optimizer.state_dict(),
     }
     write_atomically(path, lambda temporary: torch.save(everything, temporary))
 
 
 def _load_checkpoint(
-    path: Path, fingerprint: str, model: SequenceModel, optimizer: torch.optim.Optimizer
+    path: Path, fingerprint: str, learned: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
     everything = torch.load(path, map_location="cpu", weights_only=True)
     if everything["fingerprint"] != fingerprint:
         raise ValueError(
             f"{path} belongs to another run (other data, config or seed): delete it or give another folder"
         )
-    model.load_state_dict(everything["model"], strict=False)
+    with torch.no_grad():
+        for name, p in learned.items():
+            p.copy_(everything["learned"][name])
     optimizer.load_state_dict(everything["optimizer"])
     return {name: everything[name] for name in ("epoch", "best", "best_epoch", "best_score", "finished")}
