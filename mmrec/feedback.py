@@ -44,11 +44,10 @@ class Feedback:
             Its row, and the rows that those of ``before`` now have.
         """
         with self._connection() as connection:
-            rows = [
-                connection.execute(
-                    "INSERT INTO feedback VALUES (?, ?, ?, ?, ?)", (time.time(), person, item, preference, origin)
-                ).lastrowid
-            ]
+            kept = connection.execute(
+                "INSERT INTO feedback VALUES (?, ?, ?, ?, ?)", (time.time(), person, item, preference, origin)
+            )
+            rows = [int(kept.lastrowid or 0)]
             for row in before:
                 rows.append(rows[-1] + 1)
                 connection.execute("UPDATE feedback SET rowid = ? WHERE rowid = ?", (rows[-1], row))
