@@ -291,8 +291,8 @@ def orchestrate(folder: Path, given: argparse.Namespace) -> None:
             python = given.autofaiss_python if part == "autofaiss" else sys.executable
             threads = {} if step == "build" else {"OMP_NUM_THREADS": "1"}
             command = [python, __file__, "--step", step, "--part", part, "--folder", str(folder)]
-            done = subprocess.run(command, env={**os.environ, **threads})
-            if done.returncode:
+            ended = subprocess.run(command, env={**os.environ, **threads})
+            if ended.returncode:
                 print(f"{part}: {step} failed")
                 break
         else:
