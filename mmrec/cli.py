@@ -263,10 +263,12 @@ def search(
     workspace: Folder = HERE,
     image: Annotated[Path | None, typer.Option(help="A picture instead of words.")] = None,
     audio: Annotated[Path | None, typer.Option(help="A sound instead of words.")] = None,
+    by: Annotated[str, typer.Option(help="neighbours, or codes: semantic IDs spelled in answer.")] = "neighbours",
     k: Count = 10,
 ) -> None:
-    """Items nearest to words, a picture or a sound."""
-    _table("Found", _recommender(workspace).search(text, image=image, audio=audio, k=k))
+    """Items for words, a picture or a sound."""
+    found = _recommender(workspace).search(text, image=image, audio=audio, k=k, by=by)  # type: ignore[arg-type]
+    _table("Found", found)
 
 
 @app.command()

@@ -190,6 +190,15 @@ class Recommender:
         self._need_log()
         return Prior.from_pretrained(self._part("prior"))
 
+    def _hearing(self) -> Any:
+        """The retriever, if it was trained to hear queries."""
+        if not self.retriever.hears:
+            raise MmrecError(
+                "the retriever was trained without queries",
+                mend=f"set retriever.queries to 0.25 in {self.workspace.root / 'recipe.yaml'}, then mmrec run",
+            )
+        return self.retriever
+
     def _need_log(self) -> None:
         if not has_log(self.workspace):
             raise MmrecError(
@@ -271,7 +280,8 @@ class Recommender:
     ) -> list[Item]:
         """Items of the catalog that this person will want next, best first; none they have met already.
 
-        The retriever proposes; with words, dislikes or exploration its `CANDIDATES` best (and the items nearest to the
+        The retriever proposes, after what it has read of the history and heard in words; with words, dislikes or
+        exploration its `CANDIDATES` best (and the items nearest to the
         words) are weighed again: standardised score + ``words`` · standardised similarity to ``text`` - ``avoid`` ·
         standardised similarity to the nearest disliked item + ``exploration`` · Gumbel noise (which draws from the
         softmax of the scores at that temperature; Kool et al. 2019).
@@ -297,7 +307,8 @@ class Recommender:
         if mode == "hybrid":
             found, scores, votes = self._hybrid(items, preferences, wide, permitted, seed)
         else:
-            found, scores = self.retriever.recommend([wanted], wide, mode=mode, allowed=permitted)
+            heard = self.steer("text", text)[None] if text and self.retriever.hears else None
+            found, scores = self.retriever.recommend([wanted], wide, mode=mode, allowed=permitted, about=heard)
             found, scores = found[0][found[0] >= 0], scores[0][found[0] >= 0]
         if not plain and len(found):
             found, scores = self._reweigh(
@@ -332,20 +343,38 @@ class Recommender:
         ]
 
     def search(
-        self, text: str = "", *, image: str | Path | None = None, audio: str | Path | None = None, k: int = 10
+        self,
+        text: str = "",
+        *,
+        image: str | Path | None = None,
+        audio: str | Path | None = None,
+        k: int = 10,
+        by: Literal["neighbours", "codes"] = "neighbours",
     ) -> list[Item]:
-        """Items nearest to words, a picture or a sound (exactly one of them), best first.
+        """Items for words, a picture or a sound (exactly one of them), best first.
+
+        Args:
+            by: neighbours are the items whose vectors lie nearest. codes: the sequence model hears the query, and spells
+                the semantic IDs of items that answer it; it leans to what people use (GENIUS, Zhu et al. 2025).
 
         Raises:
-            MmrecError: if none or several are given, or the catalog has no such modality to bridge from.
+            MmrecError: if none or several are given, the catalog has no such modality to bridge from, or the model
+                was trained without queries.
             encoders.media.MediaError: if the file cannot be read.
         """
         given = [(m, what) for m, what in (("text", text), ("image", image), ("audio", audio)) if what]
         if len(given) != 1:
             raise MmrecError("search takes exactly one of text, image and audio", mend="give one")
+        if by not in ("neighbours", "codes"):
+            raise MmrecError(f"search by {by!r}", mend="search by neighbours or by codes")
         modality, what = given[0]
-        scores, found = self.index.search(self.steer(modality, what)[None], k)
-        reason = f"near “{text}”" if text else f"near the {'picture' if image else 'sound'}"
+        asked = self.steer(modality, what)[None]
+        if by == "codes":
+            found, scores = self._hearing().recommend([np.empty(0, np.int64)], k, mode="codes", about=asked)
+        else:
+            scores, found = self.index.search(asked, k)
+        how = "answers" if by == "codes" else "near"
+        reason = f"{how} “{text}”" if text else f"{how} the {'picture' if image else 'sound'}"
         return [self._item(int(i), float(s), reason) for s, i in zip(scores[0], found[0], strict=True) if i >= 0]
 
     def describe(self, item_id: str) -> dict[str, Any]:

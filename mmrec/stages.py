@@ -405,13 +405,15 @@ def fit_retriever(
 
     ids = SemanticIds.load(workspace.require("ids").path / "ids")
     histories = wanted_only(split.train.items, split.train.preferences)
+    config = config or configure(RetrieverConfig, recipe.retriever, "retriever")
     return _trained(
         f"training the retriever, seed {seed}",
         lambda tick: train(
             histories,
             load_vectors(workspace),
             ids,
-            config or configure(RetrieverConfig, recipe.retriever, "retriever"),
+            config,
+            steers=bridged(workspace) if config.queries else None,
             validation=validation_of(split) if len(split.valid) else None,
             seed=seed,
             checkpoint_dir=checkpoints,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ from retrieval.trie import Trie
 
 @dataclass(frozen=True)
 class RetrieverConfig:
-    """Model and training knobs. residual: whether an item that was trained on has a vector of its own, beside content
-    and code. Validation chooses the last three: the epochs to stop after, what codes count beside the dense head."""
+    """Model and training knobs. queries: how many of the sequences also train one answer to a query. residual: whether
+    an item that was trained on has a vector of its own, beside content and code. Validation chooses the last three: the
+    epochs to stop after, what codes count beside the dense head."""
 
     dim: int = 128
     blocks: int = 2
@@ -38,6 +40,7 @@ class RetrieverConfig:
     patience: int = 4
     full_softmax_up_to: int = 5_000
     negatives: int = 512
+    queries: float = 0.25
     residual: bool = True
     depth_hidden: int = 128
     depth_width: int = 128
@@ -104,13 +107,24 @@ class Block(nn.Module):
         return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
 
 
+class Asked(NamedTuple):
+    """Queries to learn from. row, place: int64 [S], the items of a batch of sequences that answer them. told: int64
+    [S], how much of the history before is known: all of it or nothing. about: float32 [S, D], the query as a unit
+    vector of the item space."""
+
+    row: Tensor
+    place: Tensor
+    told: Tensor
+    about: Tensor
+
+
 class Backbone(nn.Module):
     """Item embeddings [B, T, d] -> states [B, T + 1, d]; state t has read the first t items, state 0 nothing at all."""
 
     def __init__(self, config: RetrieverConfig) -> None:
         super().__init__()
         self.start = nn.Parameter(torch.randn(config.dim) * 0.02)
-        self.positions = nn.Parameter(torch.randn(config.max_history + 1, config.dim) * 0.02)
+        self.positions = nn.Parameter(torch.randn(config.max_history + 2, config.dim) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
@@ -205,6 +219,9 @@ class SequenceModel(nn.Module):
         self.buckets = buckets or 1 << max(8, len(seen) - 1).bit_length()
         depth = (config.depth_hidden, config.depth_width)
         self.decoder = DepthDecoder(config.dim, self.sizes, self.buckets, *depth) if self.sizes else None
+        hears = vectors.shape[1] and config.queries
+        self.query = nn.Parameter(torch.randn(config.dim) * 0.02) if hears else None
+        self.gain = nn.Parameter(torch.ones(config.dim)) if hears else None
 
     @property
     def items(self) -> int:
@@ -215,32 +232,58 @@ class SequenceModel(nn.Module):
         everything = torch.arange(self.items, device=self.tower.seen.device)
         return torch.cat([self.tower(part) for part in everything.split(chunk)])
 
-    def states(self, history: Tensor, embeddings: Tensor) -> Tensor:
-        """history int64 [B, T], padded with -1 at the end; embeddings [M, d] that it indexes -> [B, T + 1, d]"""
+    def states(self, history: Tensor, embeddings: Tensor, about: Tensor | None = None) -> Tensor:
+        """history int64 [B, T], padded with -1 at the end; embeddings [M, d] that it indexes -> [B, T + 1, d]
+
+        about: a query of each person, float32 [B, D] in the item space, read after the history like one more item (as
+        GENIUS has it, Zhu et al. 2025, and Mender, Paischer et al. 2024): state t + 1 of t items has heard it.
+        """
         # Padding comes last and attention is causal: no real position ever reads it.
         x = embeddings[history.clamp(min=0)] * self.config.dim**0.5
+        if about is not None:
+            assert self.query is not None
+            assert self.gain is not None
+            assert self.tower.content is not None
+            asked, row, last = (
+                self.tower.content(about),
+                torch.arange(len(x), device=x.device),
+                (history >= 0).sum(dim=1),
+            )
+            x = F.pad(x, (0, 0, 0, 1)).index_put((row, last), (asked + self.query) * self.config.dim**0.5)
+            # What was asked for is also said past the blocks: like to like is where an answer begins.
+            return self.backbone(x).index_put((row, last + 1), asked * self.gain, accumulate=True)
         return self.backbone(x)
 
-    def forward(self, sequences: Tensor, negatives: Tensor | None) -> Tensor:
-        """The loss of the dense head on sequences int64 [B, T], -1 padded at the end: each item from those before it.
+    def pairs(self, sequences: Tensor, embeddings: Tensor, asked: Asked | None) -> tuple[Tensor, Tensor]:
+        """Every state and what it should foretell: [P, d] and int64 [P]; sequences int64 [B, T] index the embeddings.
+
+        Each item from those before it, and the answers of the queries from those and the query.
+        """
+        real = sequences >= 0
+        h, target = self.states(sequences[:, :-1], embeddings)[real], sequences[real]
+        if asked is None:
+            return h, target
+        column = torch.arange(sequences.shape[1] - 1, device=h.device)
+        known = sequences[asked.row, :-1].masked_fill(column >= asked.told.unsqueeze(1), -1)
+        heard = self.states(known, embeddings, asked.about)
+        heard = heard[torch.arange(len(heard), device=h.device), asked.told + 1]  # [S, d]
+        return torch.cat([h, heard]), torch.cat([target, sequences[asked.row, asked.place]])
+
+    def forward(self, sequences: Tensor, negatives: Tensor | None, asked: Asked | None = None) -> Tensor:
+        """The loss of the dense head on sequences int64 [B, T], -1 padded at the end, and on queries.
 
         negatives: int64 [M] drawn uniformly, shared by all positions, for a sampled softmax; None for the full softmax.
         """
         if negatives is None:
-            embeddings, local, shared = self.item_embeddings(), sequences, None
-        else:
-            wanted = torch.cat([sequences[sequences >= 0], negatives])
-            unique, where = wanted.unique(return_inverse=True)
-            embeddings = self.tower(unique)  # [U, d]
-            local = sequences.clone()
-            local[sequences >= 0] = where[: -len(negatives)]
-            shared = where[-len(negatives) :]
-        states = self.states(local[:, :-1], embeddings)  # [B, T, d]
-        real = local >= 0
-        h, target = states[real], local[real]  # [P, d], [P]
-        if shared is None:
+            embeddings = self.item_embeddings()
+            h, target = self.pairs(sequences, embeddings, asked)
             return F.cross_entropy(h @ embeddings.T, target)
-        return sampled_softmax(h, embeddings, target, shared, self.items)
+        real = sequences >= 0
+        unique, where = torch.cat([sequences[real], negatives]).unique(return_inverse=True)
+        embeddings = self.tower(unique)  # [U, d]
+        local = sequences.masked_scatter(real, where[: -len(negatives)])
+        h, target = self.pairs(local, embeddings, asked)
+        return sampled_softmax(h, embeddings, target, where[-len(negatives) :], self.items)
 
     def train(self, mode: bool = True) -> SequenceModel:
         self._choices_known = None

@@ -53,6 +53,7 @@ class Retriever:
         mode: Mode = "fused",
         allowed: np.ndarray | None = None,
         hide_history: bool = True,
+        about: np.ndarray | None = None,
         beam: int = 50,
     ) -> Ranked:
         """The k best next items per history: items int64 [B, k], scores float32 [B, k]; empty places hold -1 and -inf.
@@ -61,8 +62,9 @@ class Retriever:
         events below 0 are not read as taste (they are still hidden). allowed: bool [N]. hide_history: leave out what
         the history holds. mode: "dense" ranks the whole catalog by the dense head's log-probability; "codes" is beam
         search over semantic IDs and nothing else; "fused" takes the candidates of both and ranks them by dense +
-        fusion_weight * codes. beam: width of the search (at least k). Raises ValueError for item indices outside the
-        catalog, a wrong mask or an unknown mode.
+        fusion_weight * codes. about: a query of each person, float32 [B, D] in the item space, which the same model
+        reads after the history. beam: width of the search (at least k). Raises ValueError for item indices outside the
+        catalog, a wrong mask, an unknown mode, or a query that this model cannot read.
         """
         if mode not in ("fused", "dense", "codes"):
             raise ValueError(f"mode is {mode!r}; it must be 'fused', 'dense' or 'codes'")
@@ -73,10 +75,12 @@ class Retriever:
         allowed = check_allowed(allowed, self.items)
         histories = check_histories(histories, self.items)
         taste = liked_part(histories, preferences)
+        if about is not None:
+            about = self._check_about(about, len(histories))
         items = np.full((len(histories), k), -1, dtype=np.int64)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         for rows in self._batches(len(histories)):
-            h = self.states(taste[rows])
+            h = self.states(taste[rows], None if about is None else about[rows])
             hidden = histories[rows] if hide_history else None
             if mode == "codes":
                 items[rows], scores[rows] = self._search(h, k, allowed, hidden, beam)
@@ -107,15 +111,16 @@ class Retriever:
         return ranks
 
     @torch.no_grad()
-    def states(self, histories: Sequence[np.ndarray]) -> Tensor:
-        """What the model has made of each history (its last `max_history` events): [B, d]."""
+    def states(self, histories: Sequence[np.ndarray], about: np.ndarray | None = None) -> Tensor:
+        """What the model has made of each history (its last `max_history` events) and query float32 [B, D]: [B, d]."""
         recent = [history[-self.config.max_history :] for history in histories]
         lengths = torch.tensor([len(history) for history in recent])
         padded = torch.full((len(recent), int(lengths.max())), -1, dtype=torch.long)
         for row, history in enumerate(recent):
             padded[row, : len(history)] = torch.from_numpy(history)
-        states = self.model.states(padded.to(self.device), self._embeddings)  # [B, T + 1, d]
-        return states[torch.arange(len(recent)), lengths]
+        heard = None if about is None else torch.from_numpy(about).to(self.device)
+        states = self.model.states(padded.to(self.device), self._embeddings, heard)  # [B, T + 1, d]
+        return states[torch.arange(len(recent)), lengths if heard is None else lengths + 1]
 
     def choose_fusion_weight(self, histories: Sequence[np.ndarray], targets: np.ndarray, k: int = 10) -> Retriever:
         """The same retriever with the `fusion_weight` of best NDCG@k on the first 5,000 of these people."""
@@ -182,6 +187,19 @@ class Retriever:
             return cls(_model_from(config, about["sizes"], about["buckets"], weights), device)
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path} does not hold a retriever of this version ({error}): train it again") from error
+
+    @property
+    def hears(self) -> bool:
+        """Whether the model was trained to read queries (`RetrieverConfig.queries`, with item vectors)."""
+        return self.model.query is not None
+
+    def _check_about(self, about: np.ndarray, people: int) -> np.ndarray:
+        if not self.hears:
+            raise ValueError("this retriever was trained without queries: train it with queries > 0 and item vectors")
+        about, dim = np.asarray(about, dtype=np.float32), self.model.tower.vectors.shape[1]
+        if about.shape != (people, dim) or not np.isfinite(about).all():
+            raise ValueError(f"about {list(about.shape)}: need finite numbers [{people}, {dim}], one query a history")
+        return about
 
     def _batches(self, people: int) -> Iterator[slice]:
         size = max(1, min(PEOPLE_AT_ONCE, SCORES_AT_ONCE // self.items))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retrieval.files import write_atomically
-from retrieval.model import RetrieverConfig, SequenceModel
+from retrieval.model import Asked, RetrieverConfig, SequenceModel
 from retrieval.ranking import check_histories
 from retrieval.retriever import Retriever
 from retrieval.semantic_ids.base import SemanticIds
@@ -36,6 +36,7 @@ def train_retriever(
     ids: SemanticIds | None,
     config: RetrieverConfig = RetrieverConfig(),
     *,
+    steers: Mapping[str, np.ndarray] | None = None,
     validation: Validation | None = None,
     seed: int = 0,
     checkpoint_dir: Path | None = None,
@@ -49,6 +50,8 @@ def train_retriever(
 
     histories: one int64 array of item indices per person, oldest first, without the disliked. vectors: float32 [N, D]
     (unit length). ids: the items' semantic IDs. Either may be None, both together leave SASRec; then `items` gives N.
+    steers: per modality what a bridge makes of each item alone, float32 [N, D] (NaN where an item lacks it); with
+    vectors, they are the queries that are learned, beside noisy item vectors.
     validation: (histories, targets int64 [V]): training stops once the dense head's NDCG@10, and later the probability
     of the targets' codes, has not risen for `patience` epochs; the best epoch is kept, and the fusion weight is chosen
     there. Without it, all epochs are run. checkpoint_dir: saved there after every epoch; run again, it goes on from the
@@ -69,8 +72,11 @@ def train_retriever(
     # The buffers hold the catalog and never change: nothing to tell each other at every step. On deep levels a batch
     # may have no choice to make, and then there is nothing to learn for them.
     told = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
-    fingerprint = _fingerprint(histories, vectors, ids, config, validation, seed)
-    run = _Run(Accelerator(kwargs_handlers=[told]), histories, count, config, seed, fingerprint, checkpoint_dir)
+    asks = (
+        Queries(np.asarray(vectors), steers or {}, config.queries) if vectors is not None and config.queries else None
+    )
+    fingerprint = _fingerprint(histories, vectors, ids, config, validation, seed, steers or {})
+    run = _Run(Accelerator(kwargs_handlers=[told]), histories, count, asks, config, seed, fingerprint, checkpoint_dir)
     device = run.accelerator.device
     total = config.epochs + (config.code_epochs if ids is not None else 0)
 
@@ -113,12 +119,39 @@ class CodesLoss(nn.Module):
         """The states are read without dropout, as they are when people ask."""
         return super().train(False)
 
-    def forward(self, sequences: Tensor, negatives: None = None) -> Tensor:
-        real = sequences >= 0
+    def forward(self, sequences: Tensor, negatives: None, asked: Asked | None) -> Tensor:
         with torch.no_grad():
-            h = self.model.states(sequences[:, :-1], self.embeddings)[real]  # [P, d]
+            h, items = self.model.pairs(sequences, self.embeddings, asked)
         h = F.dropout(h, self.model.config.dropout)
-        return -self.model.log_prob_of_codes(h, sequences[real]).mean()
+        return -self.model.log_prob_of_codes(h, items).mean()
+
+
+class Queries:
+    """Draws queries for the sequences of a batch: what is asked for is one of their items.
+
+    Said through a bridge as people will say it, four times of five where the item has a modality with one; else the
+    item's own vector with noise. Three in ten are asked by somebody without a history.
+    """
+
+    def __init__(self, vectors: np.ndarray, steers: Mapping[str, np.ndarray], share: float) -> None:
+        self.vectors, self.steers, self.share = vectors, list(steers.values()), share
+
+    def of(
+        self, batch: np.ndarray, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """batch int64 [B, T] -> the fields of `Asked`"""
+        row = np.sort(random.choice(len(batch), max(1, round(self.share * len(batch))), replace=False))
+        place = random.integers((batch[row] >= 0).sum(axis=1))
+        told = np.where(random.random(len(row)) < 0.3, 0, place)
+        items = batch[row, place]
+        noise = random.standard_normal((len(row), self.vectors.shape[1])) / np.sqrt(self.vectors.shape[1])
+        about = self.vectors[items] + random.random((len(row), 1)) * noise
+        which, said = random.integers(max(1, len(self.steers)), size=len(row)), random.random(len(row)) < 0.8
+        for number, steer in enumerate(self.steers):
+            through = said & (which == number) & np.isfinite(steer[items]).all(axis=1)
+            about[through] = steer[items[through]]
+        about /= np.linalg.norm(about, axis=1, keepdims=True) + 1e-9
+        return row, place, told, about.astype(np.float32)
 
 
 @dataclass
@@ -128,6 +161,7 @@ class _Run:
     accelerator: Any
     histories: list[np.ndarray]
     items: int
+    asks: Queries | None
     config: RetrieverConfig
     seed: int
     fingerprint: str
@@ -182,6 +216,7 @@ class _Run:
         part = ("items", "codes").index(what)
         generator = torch.Generator().manual_seed(mix(self.seed, epoch, part, 0))
         torch.manual_seed(mix(self.seed, epoch, part, 1 + accelerator.process_index))
+        random = np.random.default_rng([self.seed, epoch, part])
         todo = batches(self.histories, config.max_history, config.batch_size, self.seed, epoch + part * config.epochs)
         module.train()
         total = 0.0
@@ -192,8 +227,10 @@ class _Run:
             negatives = None
             if what == "items" and self.items > config.full_softmax_up_to:
                 negatives = torch.randint(self.items, (config.negatives,), generator=generator).to(accelerator.device)
-            rows, share = _mine(batch, accelerator.process_index, accelerator.num_processes)
-            loss = share * module(torch.from_numpy(rows).to(accelerator.device), negatives)
+            asked = None if self.asks is None else self.asks.of(batch, random)
+            rows, asked, share = _mine(batch, asked, accelerator.process_index, accelerator.num_processes)
+            told = None if asked is None else Asked(*(torch.from_numpy(part).to(accelerator.device) for part in asked))
+            loss = share * module(torch.from_numpy(rows).to(accelerator.device), negatives, told)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
@@ -227,15 +264,28 @@ def batches(histories: Sequence[np.ndarray], window: int, batch_size: int, seed:
     return result
 
 
-def _mine(batch: np.ndarray, process: int, processes: int) -> tuple[np.ndarray, float]:
-    """The rows of a batch [B, T] that one of the processes takes, and what their mean loss counts.
+Fields = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
-    Gradients are averaged over processes; weighed so, their average is that of the whole batch's mean over positions.
+
+def _mine(
+    batch: np.ndarray, asked: Fields | None, process: int, processes: int
+) -> tuple[np.ndarray, Fields | None, float]:
+    """The rows of a batch [B, T] and their queries that one of the processes takes, and what their mean loss counts.
+
+    Gradients are averaged over processes; weighed so, their average is that of the whole batch's mean over all it
+    foretells.
     """
     rows = batch[process::processes]
     if not len(rows):  # fewer rows than processes: somebody's counts nothing
-        return batch[:1], 0.0
-    return rows, float((rows >= 0).sum() * processes / (batch >= 0).sum())
+        return batch[:1], None, 0.0
+    mine, everybody = (rows >= 0).sum(), (batch >= 0).sum()
+    if asked is not None:
+        everybody += len(asked[0])
+        own = asked[0] % processes == process
+        mine += own.sum()
+        row, place, told, about = (field[own] for field in asked)
+        asked = (row // processes, place, told, about) if own.any() else None
+    return rows, asked, float(mine * processes / everybody)
 
 
 def schedule(done: float, warmup: float) -> float:
@@ -310,8 +360,9 @@ def _fingerprint(
     config: RetrieverConfig,
     validation: Validation | None,
     seed: int,
+    steers: Mapping[str, np.ndarray],
 ) -> str:
-    arrays = [*histories, *([] if validation is None else [*validation[0], validation[1]])]
+    arrays = [*histories, *steers.values(), *([] if validation is None else [*validation[0], validation[1]])]
     arrays += [] if vectors is None else [vectors]
     arrays += [] if ids is None else [ids.codes]
     return fingerprint_of(config, seed, arrays)

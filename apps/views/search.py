@@ -25,6 +25,12 @@ def search(now: Recommender, who: Person) -> None:
         called = ASKS.__getitem__
         ask = left.segmented_control("Search by", asks, format_func=called, key=dial("ask", asks[0])) or asks[0]
         k = narrow.slider("How many", 5, 50, step=5, key=dial("found", 15))
+        spelled = narrow.toggle(
+            "Spell",
+            key=dial("spell", False),
+            help="Off: the items nearest in the space of vectors. On: the sequence model hears the question and spells "
+            "the semantic IDs that answer it.",
+        )
         if ask == "text":
             words = right.text_input(
                 "Words", placeholder="a fruit, something that flies, a lively fiddle tune", key=dial("words", "")
@@ -38,12 +44,12 @@ def search(now: Recommender, who: Person) -> None:
     with kindly(), uploaded(file) as path:
         with st.spinner("Searching"):
             picture, sound = (path if ask == kind else None for kind in ("image", "audio"))
-            found = now.search(words, image=picture, audio=sound, k=k)
+            found = now.search(words, image=picture, audio=sound, k=k, by="codes" if spelled else "neighbours")
         if picture is not None:  # shown only once the safe reader has taken it
             right.html(f'<img class="given" src="{as_address(read_media(str(picture), "image"))}" alt="your picture">')
         elif file is not None:
             right.audio(file.getvalue(), format=file.type)
-        section("Nearest items", f"{len(found)} of {len(now.catalog):,}")
+        section("Spelled in answer" if spelled else "Nearest items", f"{len(found)} of {len(now.catalog):,}")
         grid(found, who, "search")
 
 

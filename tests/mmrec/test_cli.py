@@ -143,6 +143,9 @@ def test_questions_are_answered_in_tables(mmrec: Callable[..., Answer], tiny_wor
     assert out == mmrec("imagine", *where, "--like", "pic-poodle", "-n", 2, "-k", 3, "--steps", 2, "--seed", 5)[1]
     code, out, _ = mmrec("search", "poodle", *where, "-k", 1)
     assert "pic-poodle" in out
+    code, out, _ = mmrec("search", "poodle", *where, "-k", 3, "--by", "codes")
+    assert code == 0
+    assert len(re.findall(r"^ +[1-3] ", out, re.M)) == 3
     code, out, _ = mmrec("show", "pic-poodle", *where)
     assert code == 0
     assert "Poodle" in out

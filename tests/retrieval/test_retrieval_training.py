@@ -244,3 +244,33 @@ def test_the_model_reads_codes_and_vectors_and_learns_to_spell(world, small) -> 
     )
     assert good > 0.3
     assert good > 1.5 * bad
+
+
+def test_a_query_is_answered_by_the_same_decoder_with_and_without_a_history(world, small) -> None:
+    """Words for an item (its vector, bent by a bridge that loses a third of it) bring it up, in every mode."""
+    random = np.random.default_rng(3)
+    said = world.vectors + 0.35 * random.standard_normal(world.vectors.shape) / 4
+    said = (said / np.linalg.norm(said, axis=1, keepdims=True)).astype(np.float32)
+    config = replace(small, epochs=30, code_epochs=15, queries=1.0)
+    retriever = train_retriever(world.histories, world.vectors, world.ids, config, steers={"text": said})
+    people, nobody = world.histories[:60], [np.empty(0, np.int64)] * 60
+    for mode in ("dense", "codes", "fused"):
+        asked = [
+            retriever.recommend(histories, 10, mode=mode, about=said[world.targets[:60]], hide_history=False)[0]
+            for histories in (people, nobody)
+        ]
+        unasked = retriever.recommend(people, 10, mode=mode, hide_history=False)[0]
+        before = recall_and_ndcg(unasked, world.targets[:60])[0]
+        for items in asked:
+            assert recall_and_ndcg(items, world.targets[:60])[0] > before + 0.3, mode
+
+
+def test_queries_a_model_cannot_hear_are_refused(world, small) -> None:
+    deaf = train_retriever(world.histories, world.vectors, world.ids, replace(small, epochs=1, queries=0.0))
+    assert not deaf.hears
+    with pytest.raises(ValueError, match="without queries"):
+        deaf.recommend(world.histories[:2], 3, about=world.vectors[:2])
+    hears = train_retriever(world.histories, world.vectors, world.ids, replace(small, epochs=1))
+    for wrong in (world.vectors[:1], world.vectors[:2, :4], np.full((2, 16), np.nan)):
+        with pytest.raises(ValueError, match="about"):
+            hears.recommend(world.histories[:2], 3, about=wrong)
