@@ -345,6 +345,8 @@ from retrieval import gpu, vector_store
 faiss.omp_set_num_threads(1)
 held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 shards = vector_store.open_shards(Path(sys.argv[1]))
+module = sys.modules["retrieval.vector_store.build"]
+module.SAMPLE, module.HELD_OUT = 5_000, 100
 before = held()
 vector_store.build(Path(sys.argv[2]), shards, space="s", factory="PCA8,SQ8", block=int(sys.argv[3]))
 print(held() - before)
