@@ -195,7 +195,7 @@ class Recommender:
         if not self.retriever.hears:
             raise MmrecError(
                 "the retriever was trained without queries",
-                mend=f"set retriever.queries to 0.25 in {self.workspace.root / 'recipe.yaml'}, then mmrec run",
+                mend=f"set retriever.queries to 1.0 in {self.workspace.root / 'recipe.yaml'}, then mmrec run",
             )
         return self.retriever
 
@@ -354,8 +354,8 @@ class Recommender:
         """Items for words, a picture or a sound (exactly one of them), best first.
 
         Args:
-            by: neighbours are the items whose vectors lie nearest. codes: the sequence model hears the query, and spells
-                the semantic IDs of items that answer it; it leans to what people use (GENIUS, Zhu et al. 2025).
+            by: neighbours are the items whose vectors lie nearest. codes: the sequence model hears the query, and
+                spells the semantic IDs of items that answer it; it leans to what people use (GENIUS, Zhu et al. 2025).
 
         Raises:
             MmrecError: if none or several are given, the catalog has no such modality to bridge from, or the model

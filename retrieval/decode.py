@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from retrieval.model import SequenceModel
 from retrieval.trie import Reachable, Trie
 
-PEOPLE_AT_ONCE = 64  # on a CPU: few enough for its cache, enough to meet on the same first nodes
+PEOPLE_AT_ONCE = 128  # on a CPU: few enough for its cache, enough to meet on the same first nodes
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class RetrieverConfig:
     patience: int = 4
     full_softmax_up_to: int = 5_000
     negatives: int = 512
-    queries: float = 0.25
+    queries: float = 1.0
     residual: bool = True
     depth_hidden: int = 128
     depth_width: int = 128

@@ -123,9 +123,9 @@ class Retriever:
         return states[torch.arange(len(recent)), lengths if heard is None else lengths + 1]
 
     def choose_fusion_weight(self, histories: Sequence[np.ndarray], targets: np.ndarray, k: int = 10) -> Retriever:
-        """The same retriever with the `fusion_weight` of best NDCG@k on the first 5,000 of these people."""
-        histories = check_histories(histories[:PEOPLE_TO_WEIGH_BY], self.items)
-        targets = np.asarray(targets)[:PEOPLE_TO_WEIGH_BY]
+        """The same retriever with the `fusion_weight` of best NDCG@k on 5,000 of these people."""
+        histories, targets = some_people(histories, targets)
+        histories = check_histories(histories, self.items)
         gains = np.zeros(len(FUSION_WEIGHTS))
         for rows in self._batches(len(histories)):
             h = self.states(histories[rows])
@@ -247,6 +247,12 @@ class Retriever:
         order = score.argsort(dim=1, descending=True, stable=True)[:, :k]  # ties keep the lower item
         score = score.gather(1, order)
         return items.gather(1, order).masked_fill(score == -torch.inf, -1).cpu().numpy(), score.cpu().numpy()
+
+
+def some_people(histories: Sequence[np.ndarray], targets: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """At most `PEOPLE_TO_WEIGH_BY` of them, from everywhere: in many logs the first are not like the rest."""
+    rows = np.unique(np.linspace(0, len(histories) - 1, min(len(histories), PEOPLE_TO_WEIGH_BY)).astype(np.int64))
+    return [histories[row] for row in rows], np.asarray(targets)[rows]
 
 
 def _model_from(

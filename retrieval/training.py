@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from retrieval.decode import beam_search
 from retrieval.files import write_atomically
 from retrieval.model import Asked, RetrieverConfig, SequenceModel
-from retrieval.ranking import check_histories
-from retrieval.retriever import Retriever
+from retrieval.ranking import check_histories, recall_and_ndcg
+from retrieval.retriever import Retriever, some_people
 from retrieval.semantic_ids.base import SemanticIds
 
 log = logging.getLogger(__name__)
@@ -52,11 +53,11 @@ def train_retriever(
     (unit length). ids: the items' semantic IDs. Either may be None, both together leave SASRec; then `items` gives N.
     steers: per modality what a bridge makes of each item alone, float32 [N, D] (NaN where an item lacks it); with
     vectors, they are the queries that are learned, beside noisy item vectors.
-    validation: (histories, targets int64 [V]): training stops once the dense head's NDCG@10, and later the probability
-    of the targets' codes, has not risen for `patience` epochs; the best epoch is kept, and the fusion weight is chosen
-    there. Without it, all epochs are run. checkpoint_dir: saved there after every epoch; run again, it goes on from the
-    last one and ends with the weights of an undisturbed run. progress: called with (epochs done, epochs). Raises
-    ValueError for a checkpoint of another run, or if the arguments do not fit together.
+    validation: (histories, targets int64 [V]): training stops once NDCG@10 of the dense head, and later of the codes,
+    has not risen for `patience` epochs; the best epoch is kept, and the fusion weight is chosen there. Without it, all
+    epochs are run. checkpoint_dir: saved there after every epoch; run again, it goes on from the last one and ends with
+    the weights of an undisturbed run. progress: called with (epochs done, epochs). Raises ValueError for a checkpoint
+    of another run, or if the arguments do not fit together.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -194,7 +195,7 @@ class _Run:
             note = ""
             if score is not None:
                 found = score()
-                note = f", validation {'ndcg@10' if what == 'items' else 'log p'} {found:.4f}"
+                note = f", validation ndcg@10 {found:.4f}"
                 if found > state["best_score"]:
                     best = {name: p.detach().cpu().clone() for name, p in learned.items()}
                     state.update(best=best, best_epoch=epoch + 1, best_score=found)
@@ -338,17 +339,19 @@ def _ndcg(model: SequenceModel, device: torch.device, validation: Validation) ->
 
 
 def _code_score(model: SequenceModel, device: torch.device, validation: Validation) -> Callable[[], float]:
-    """What tells the mean log-probability of the codes of the validation targets, after states that stay."""
-    histories, targets = validation
+    """What tells the NDCG@10 of the codes alone, after states that stay.
+
+    By beam search, for the probability of the targets falls long before their ranks do.
+    """
+    histories, targets = some_people(*validation)
+    histories = check_histories(histories, model.items)
     retriever = Retriever(model, device)
     parts = [slice(start, start + 256) for start in range(0, len(histories), 256)]
-    states = [retriever.states(check_histories(histories[part], model.items)) for part in parts]
-    asked = torch.as_tensor(np.asarray(targets), device=device)
+    asked = [(retriever.states(histories[part]), model.trie.reachable(None, histories[part])) for part in parts]
 
-    @torch.no_grad()
     def score() -> float:
-        found = [model.log_prob_of_codes(h, asked[part]).sum() for h, part in zip(states, parts, strict=True)]
-        return float(sum(found)) / len(asked)
+        found = [beam_search(model, h, reachable, 10, 50)[0].cpu().numpy() for h, reachable in asked]
+        return recall_and_ndcg(np.concatenate(found), targets)[1]
 
     return score
 
