@@ -11,7 +11,6 @@ import streamlit as st
 from apps.cards import cover, item_of, strip
 from apps.session import (
     Person,
-    all_handed_over,
     become,
     draw_again,
     keep_dials,
@@ -37,7 +36,6 @@ ICON = (
 
 def main() -> None:
     """Draw the frame and, in it, the page that was chosen."""
-    all_handed_over()
     st.set_page_config(page_title="mmrec", page_icon=ICON, layout="wide")
     st.html(Path(__file__).with_name("style.css"))
     page = st.navigation(
@@ -126,7 +124,6 @@ def show_taste(now: Recommender, who: Person) -> None:
 @st.fragment
 def take_back(who: Person, item_id: str, title: str) -> None:
     """A fragment for the reason that `apps.cards.thumbs` is one."""
-    all_handed_over()
     st.button(
         "Remove",
         key=f"remove-{item_id}",

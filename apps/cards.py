@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from apps.session import Person, all_handed_over, draw_again, rate
+from apps.session import Person, draw_again, rate
 from mmrec.embedding import read_media
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ def thumbs(item_id: str, person: Person, origin: str, name: str) -> None:
     A fragment, for Streamlit keeps a queue of the clicks in fragments; of others it forgets those that come in while it
     begins to draw the page.
     """
-    all_handed_over()
     opinion = person.opinion(item_id)
     with st.container(horizontal=True, key=f"thumbs-{name}"):
         for value, word, icon in ((1, "like", "thumb_up"), (-1, "dislike", "thumb_down")):

@@ -15,7 +15,6 @@ from apps.cards import as_address, cover, drawn_cover, grid, heading, section
 from apps.session import (
     UPLOAD_TYPES,
     Person,
-    all_handed_over,
     dial,
     draw_again,
     has,
@@ -163,7 +162,6 @@ def show(who: Person, creation: Creation, number: int) -> None:
 @st.fragment
 def thumbs(who: Person, creation: Creation, number: int) -> None:
     """Like, dislike and save a dream; a fragment for the reason that `apps.cards.thumbs` is one."""
-    all_handed_over()
     near = creation.dream.items
     with st.container(horizontal=True, key=f"thumbs-dream-{number}"):
         for value, word, icon in ((1, "Like", "thumb_up"), (-1, "Dislike", "thumb_down")):
