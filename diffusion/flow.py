@@ -44,12 +44,15 @@ def joint_noise(n: int, dim: int, generator: torch.Generator) -> Tensor:
     return torch.cat(blocks) if blocks else torch.empty(0, dim)
 
 
-def integrate(estimate: Callable[[Tensor, float], Tensor], x: Tensor, steps: int, shift: float) -> Tensor:
-    """Follow the flow from noise x to data in `steps` Euler steps; deterministic (DDIM, Song et al. 2021, section 4.1).
+def integrate(
+    estimate: Callable[[Tensor, float], Tensor], x: Tensor, steps: int, shift: float, start: float = 1.0
+) -> Tensor:
+    """Follow the flow from x at level `start` to data in `steps` Euler steps; deterministic (DDIM, Song et al. 2021,
+    section 4.1).
 
     estimate(x, u) gives x0. Each step keeps the noise that x and the estimate imply and lowers its level.
     """
-    grid = torch.linspace(1, 0, steps + 1)
+    grid = torch.linspace(start, 0, steps + 1)
     alphas, sigmas = levels(grid, shift)
     for i in range(steps):
         x0 = estimate(x, float(grid[i]))

@@ -70,6 +70,16 @@ class Conditions:
     def __len__(self) -> int:
         return len(self.history)
 
+    def padded(self, length: int) -> Conditions:
+        """The same with histories padded to the left to `length` events."""
+        more = ((0, 0), (length - np.shape(self.history)[1], 0))
+        return replace(
+            self,
+            history=np.pad(self.history, (*more, (0, 0))),
+            preferences=np.pad(self.preferences, more),
+            mask=np.pad(self.mask, more),
+        )
+
     def tensors(self, dim: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """The arguments of Denoiser.read; raises ValueError where a shape or a number does not fit a prior of `dim`."""
         history = torch.as_tensor(self.history, dtype=torch.float32, device=device)
@@ -157,25 +167,52 @@ class Prior(SavedModel):
 
     @torch.no_grad()
     def sample(
-        self, conditions: Conditions, n: int, *, steps: int = 8, dials: Dials = Dials(), seed: int = 0
+        self,
+        conditions: Conditions,
+        n: int,
+        *,
+        steps: int = 8,
+        dials: Dials = Dials(),
+        seed: int | Sequence[int] = 0,
+        edit: np.ndarray | None = None,
+        strength: float = 0.3,
     ) -> np.ndarray:
         """n seed embeddings for each of B people -> float32 [B, n, D], unit length.
 
         A person's seeds depend on that person's conditions, n, steps, dials and seed only. One step gives about the
-        mean of the person's taste; a mixed taste needs four or more.
+        mean of the person's taste; a mixed taste needs four or more. Several seeds give each person one of their own.
+
+        edit [D]: an item vector to change instead of dreaming from nothing: it is noised up to the level `strength`
+        and the path begins there (SDEdit, Meng et al. 2022, section 3). 0 leaves it as it is, 1 forgets it.
         """
-        if n < 1 or steps < 1:
-            raise ValueError(f"Prior.sample needs n >= 1 and steps >= 1, not n={n}, steps={steps}")
+        if n < 1 or steps < 1 or not 0 <= strength <= 1:
+            raise ValueError(
+                f"Prior.sample needs n >= 1, steps >= 1 and strength in [0, 1], not n={n}, steps={steps}, "
+                f"strength={strength}"
+            )
         people = max(1, ROWS_AT_ONCE // n)
-        generator = torch.Generator().manual_seed(seed)
-        noise = dials.temperature * joint_noise(n, self.dim, generator)
+        each = [seed] if isinstance(seed, int) else seed
+        if not isinstance(seed, int) and len(each) != len(conditions):
+            raise ValueError(f"Prior.sample needs one seed, or one for each of {len(conditions)} people")
+        noise = [joint_noise(n, self.dim, torch.Generator().manual_seed(one)) for one in each]
+        x, level = dials.temperature * torch.stack(noise), 1.0  # [1 or B, n, D]
+        if edit is not None:
+            if np.shape(edit) != (self.dim,):
+                raise ValueError(f"Prior.sample edits one vector [{self.dim}], not {list(np.shape(edit))}")
+            level = strength
+            alpha, sigma = levels(torch.tensor(level), self.network.config.noise_shift)
+            x = alpha * torch.from_numpy(scaled(edit[None])) + sigma * x
+        x = x.expand(len(conditions), -1, -1)  # [B, n, D]
         parts = [
-            self._sample(conditions, slice(start, start + people), noise, steps, dials)
+            self._sample(conditions, slice(start, start + people), x, level, steps, dials)
             for start in range(0, len(conditions), people)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, n, self.dim), np.float32)
 
-    def _sample(self, conditions: Conditions, rows: slice, noise: Tensor, steps: int, dials: Dials) -> np.ndarray:
+    def _sample(
+        self, conditions: Conditions, rows: slice, x: Tensor, start: float, steps: int, dials: Dials
+    ) -> np.ndarray:
+        """Follow the path of x [B, n, D] from the level `start` for some of the people."""
         context, given = self.read(conditions, rows)
         shift = self.network.config.noise_shift
         plans: dict[tuple[frozenset[str], ...], tuple[Tensor, Tensor]] = {}  # masks and summaries, read once
@@ -192,8 +229,9 @@ class Prior(SavedModel):
             weights = torch.tensor([weight for _, weight in plan], dtype=x.dtype, device=x.device)
             return denoised(torch.einsum("g,bgnd->bnd", weights, correction), x, *levels(u, shift))
 
-        x = noise.to(context.tokens.device).expand(len(context.tokens), -1, -1)  # [B, n, D]
-        x = integrate(estimate, x, steps, shift)
+        x = x[rows].to(context.tokens.device)
+        if start > 0:
+            x = integrate(estimate, x, steps, shift, start)
         return nn.functional.normalize(x, dim=-1).cpu().numpy()
 
 

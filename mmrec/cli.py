@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -34,6 +34,20 @@ User = Annotated[str | None, typer.Option("--user", "-u", help="A user of the lo
 Count = Annotated[int, typer.Option("-k", min=1, help="How many items.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
 Where = Annotated[str, typer.Option("--engine", help="local, or ray: on a cluster, with the same result.")]
+Exploration = Annotated[
+    float, typer.Option("--exploration", "--temperature", min=0, help="0 is safe, 1 the model's own, 2 wild.")
+]
+Guidance = Annotated[
+    list[str] | None,
+    typer.Option(help="WHAT=WEIGHT for likes, dislikes, text, image, audio or avoid; 0 ignores, 1 is plain."),
+]
+Interval = Annotated[str, typer.Option(help="LOW,HIGH: noise levels in which guidance acts, 0 is data and 1 noise.")]
+Edit = Annotated[str | None, typer.Option("--edit", help="Change this item instead of dreaming from nothing.")]
+Strength = Annotated[float, typer.Option(min=0, max=1, help="How far an edit may go: 0 nowhere, 1 anywhere.")]
+Tries = Annotated[
+    int | None,
+    typer.Option("--candidates", min=1, help="The best of so many is kept of each; 4 if not said, of clips 2."),
+]
 Address = Annotated[str | None, typer.Option(help="Of the Ray cluster; without it, one on this machine.")]
 HERE = Path("workspace")
 
@@ -217,29 +231,52 @@ def imagine(
     image: Annotated[Path | None, typer.Option(help="Steer toward this picture.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Steer toward this sound.")] = None,
     avoid: Annotated[str, typer.Option(help="Keep away from these words.")] = "",
+    pictures: Annotated[
+        Path | None, typer.Option(help="A folder of the person's own pictures, read as things they like.")
+    ] = None,
+    vector: Annotated[
+        Path | None, typer.Option(help="A .npy file with a vector of the item space that stands for the person.")
+    ] = None,
+    refuse: Annotated[
+        list[str] | None, typer.Option("--refuse", help="An item id shown before in vain; may be repeated.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="How many dreams.")] = 6,
     k: Count = 10,
     steps: Annotated[int, typer.Option(min=1, max=16, help="Network evaluations along the path.")] = 8,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is safe, 1 the model's own, above 1 wilder.")] = 1.0,
+    edit: Edit = None,
+    strength: Strength = 0.3,
+    candidates: Tries = None,
+    exploration: Exploration = 1.0,
+    guidance: Guidance = None,
+    interval: Interval = "0,1",
     out: Annotated[Path | None, typer.Option(help="Also make the dreams: pictures and music into this folder.")] = None,
     seed: Seed = 0,
 ) -> None:
     """What could exist for a person: dreams, how new they are, and the real items nearest to them."""
-    from mmrec import Dials
+    import numpy as np
 
+    from mmrec.generation import save
+    from mmrec.recommender import DREAMT
+
+    dials = _dials(guidance, interval, exploration)
     recommender = _recommender(workspace)
+    who: Any = {"user": user, "likes": like or (), "dislikes": dislike or ()}
     imagined = recommender.imagine(
-        user,
-        likes=like or (),
-        dislikes=dislike or (),
+        **who,
         text=text,
         image=image,
         audio=audio,
         avoid=avoid,
+        pictures=pictures or (),
+        vector=None if vector is None else np.load(vector, allow_pickle=False),
+        refused=refuse or (),
         n=n,
         k=k,
         steps=steps,
-        dials=Dials(temperature=temperature),
+        dials=dials,
+        edit=edit,
+        strength=strength,
+        candidates=candidates or DREAMT,
         seed=seed,
     )
     rows = [
@@ -249,12 +286,62 @@ def imagine(
     _print_table("Dreams (novelty: 0 lies on an item, 1 beyond all)", ("", "made as", "novelty", "nearest items"), rows)
     _table("Real items that ground them", imagined.items)
     if out is not None:
-        from mmrec.generation import save
-
-        out.mkdir(parents=True, exist_ok=True)
-        made = recommender.create(imagined.dreams, likes=like or (), dislikes=dislike or (), seed=seed)
+        told = {"seed": seed, "text": text, "avoid": avoid, "edit": edit}
+        made = recommender.create(imagined.dreams, **who, candidates=candidates, seed=seed)
         for number, creation in enumerate(made):
-            print(save(creation, out / f"dream-{number:02d}", {"seed": seed, "text": text, "avoid": avoid}))
+            print(save(creation, out / f"dream-{number:02d}", told))
+
+
+@app.command()
+def rank(
+    workspace: Folder = HERE,
+    user: User = None,
+    like: Likes = None,
+    dislike: Dislikes = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Words to steer by; may be repeated.")] = None,
+    decoder: Annotated[list[str] | None, typer.Option(help="A decoder's name or folder; may be repeated.")] = None,
+    what: Annotated[str, typer.Option(help="images or music.")] = "images",
+    n: Annotated[int, typer.Option("-n", min=1, help="How many dreams for each prompt.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Also keep what was made, the best first, in this folder.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """What each decoder makes of each prompt, and what of it this person would like best."""
+    from mmrec.generation import save
+
+    ranked = _recommender(workspace).rank(
+        user,
+        likes=like or (),
+        dislikes=dislike or (),
+        prompts=prompt or ("",),
+        decoders=decoder or (None,),
+        medium=_medium(what),
+        n=n,
+        seed=seed,
+    )
+    prompts = list(dict.fromkeys(prompt or ("",)))
+    scores: dict[str, dict[str, list[float]]] = {}
+    for one in ranked:
+        scores.setdefault(one.decoder, {}).setdefault(one.prompt, []).append(one.score)
+    rows = [
+        (name, *(f"{sum(of[words]) / len(of[words]):.3f}" for words in prompts))
+        for name, of in sorted(scores.items(), key=lambda named: -max(map(max, named[1].values())))
+    ]
+    head = ("decoder", *(words or "(taste alone)" for words in prompts))
+    _print_table("Probability that this person likes it (mean)", head, rows)
+    best = [
+        (
+            str(place),
+            f"{one.score:.3f}",
+            one.decoder,
+            one.prompt,
+            ", ".join(i.title for i in one.creation.dream.items[:3]),
+        )
+        for place, one in enumerate(ranked, 1)
+    ]
+    _print_table("What was made, the best first", ("", "score", "decoder", "prompt", "nearest items"), best)
+    for place, one in enumerate(ranked if out is not None else [], 1):
+        assert out is not None
+        print(save(one.creation, out / f"rank-{place:02d}", {"seed": seed, "text": one.prompt, "score": one.score}))
 
 
 @app.command()
@@ -293,6 +380,13 @@ def generate(
     text: Annotated[str, typer.Option(help="Steer toward these words.")] = "",
     avoid: Annotated[str, typer.Option(help="Keep away from these words.")] = "",
     steps: Annotated[int, typer.Option(min=1, max=16)] = 8,
+    exploration: Exploration = 1.0,
+    guidance: Guidance = None,
+    interval: Interval = "0,1",
+    edit: Edit = None,
+    strength: Strength = 0.3,
+    candidates: Tries = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="People at once; changes the speed only.")] = 16,
     out: Annotated[Path, typer.Option(help="Where to; a killed job goes on there.")] = Path("generated"),
     seed: Seed = 0,
     engine: Where = "local",
@@ -300,11 +394,9 @@ def generate(
 ) -> None:
     """Make pictures or music for many people; resumable."""
     from mmrec.engines import make_engine
-    from mmrec.errors import MmrecError
     from mmrec.generation import generate as make
 
-    if what not in ("images", "music"):
-        raise MmrecError(f"generate makes images or music, not {what!r}", mend="mmrec generate images")
+    medium = _medium(what)
     runs = make_engine(engine, address)
     recommender = _recommender(workspace)
     if users == "all":
@@ -313,9 +405,10 @@ def generate(
         people = _lines(Path(users))
     else:
         people = users.split(",")
-    medium: Any = "image" if what == "images" else "audio"
     options: Any = {"per_user": per_user, "text": text, "avoid": avoid, "steps": steps, "seed": seed}
-    print(make(recommender, medium, people, out, engine=runs, **options))
+    options |= {"edit": edit, "strength": strength, "candidates": candidates}
+    options |= {"dials": _dials(guidance, interval, exploration)}
+    print(make(recommender, medium, people, out, engine=runs, batch_size=batch_size, **options))
 
 
 @app.command()
@@ -415,6 +508,29 @@ def _pairs(given: list[str] | None) -> dict[str, str]:
         if "=" not in pair:
             raise MmrecError(f"{pair!r} names no column", mend="--column OWN=NAME, as --column sku=id")
     return dict(pair.split("=", 1) for pair in given or ())
+
+
+def _medium(what: str) -> Literal["image", "audio"]:
+    from mmrec.errors import MmrecError
+
+    if what not in ("images", "music"):
+        raise MmrecError(f"what is made are images or music, not {what!r}", mend="say images")
+    return "image" if what == "images" else "audio"
+
+
+def _dials(guidance: list[str] | None, interval: str, exploration: float) -> Any:
+    """The dials of a dream out of what was typed."""
+    from mmrec import Dials
+    from mmrec.errors import MmrecError
+
+    try:
+        low, high = (float(end) for end in interval.split(","))
+        weights: Any = {name: float(weight) for name, weight in (pair.split("=") for pair in guidance or ())}
+        return Dials(**weights, temperature=exploration, interval=(low, high))
+    except (ValueError, TypeError) as error:
+        raise MmrecError(
+            f"the dials cannot be read: {error}", mend="as in --guidance likes=2 --guidance text=3 --interval 0.2,0.9"
+        ) from error
 
 
 def _lines(file: Path) -> list[str]:

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,8 @@ from mmrec.progress import progress
 from mmrec.workspace import Workspace, fingerprint_of, write_text, writing
 
 if TYPE_CHECKING:
-    from mmrec.recommender import Creation, Recommender
+    from diffusion.guidance import Dials
+    from mmrec.recommender import Creation, Dream, Recommender
 
 
 def generate(
@@ -37,22 +39,36 @@ def generate(
     text: str = "",
     avoid: str = "",
     steps: int = 8,
+    dials: Dials | None = None,
+    edit: str | None = None,
+    strength: float = 0.3,
+    candidates: int | None = None,
     seed: int = 0,
+    batch_size: int = 16,
     engine: Engine | None = None,
 ) -> Path:
     """Make ``per_user`` pictures or clips for each person, in this process or by another ``engine``.
 
     Writes ``<user>/<n>.png`` (or ``.ogg``) with their origin in the file's own metadata, and ``manifest.parquet`` with
-    one row per file: user, file, seed, text, avoid, steps, decoder, embedding, novelty, grounded items, checks.
+    one row per file: user, file, seed, text, avoid, weights of the conditions, edited item and strength, steps,
+    decoder, embedding, novelty, grounded items with scores, checks.
+
+    Args:
+        dials: weights of the conditions.
+        edit: an item of which everybody gets a version of their own, and how far it may go (``strength``).
+        candidates: dreams for each that is kept, and drawings for each that is shown; None is the facade's choice.
+        batch_size: people whose dreams are dreamt in one go. It changes the speed, not a bit of the output.
 
     Returns:
         The path of the manifest.
 
     Raises:
-        MmrecError: for an unknown person, or if ``destination`` holds another job.
+        MmrecError: for an unknown person or item, or if ``destination`` holds another job.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from diffusion.guidance import Dials
 
     users = list(dict.fromkeys(users))
     for user in users:
@@ -64,8 +80,14 @@ def generate(
         "text": text,
         "avoid": avoid,
         "steps": steps,
+        "weights": asdict(dials or Dials()),
+        "edit": edit,
+        "strength": strength,
+        "candidates": candidates,
         "seed": seed,
     }
+    if edit is not None:
+        recommender.similar(edit, k=1)  # raises for an unknown item
     decoder = recommender.decoder(medium).name
     job = fingerprint_of({"parts": _parts(recommender.workspace), "decoder": decoder, **options})
     started = destination / "job.json"
@@ -75,13 +97,15 @@ def generate(
         )
     write_text(started, json.dumps({"job": job, **options}, indent=1))
     folders = {user: destination / _folder_name(user) for user in users}
+    waiting = [user for user, folder in folders.items() if not (folder / "manifest.json").is_file()]
+    engine = engine or LocalEngine()
+    together = batch_size if isinstance(engine, LocalEngine) else 1  # other engines send each person elsewhere
     tasks: list[Task] = [
-        {"user": user, "folder": folder.name}
-        for user, folder in folders.items()
-        if not (folder / "manifest.json").is_file()
+        {"user": user, "folder": folders[user].name, "together": waiting[place : place + together]}
+        for place, user in ((row - row % together, user) for row, user in enumerate(waiting))
     ]
     with writing(destination), progress(f"creating for {len(users):,} people", unit="people") as tick:
-        made = (engine or LocalEngine()).run(Maker(recommender, options), tasks)
+        made = engine.run(Maker(recommender, options), tasks)
         for done, (task, files) in enumerate(zip(tasks, made, strict=True), len(users) - len(tasks) + 1):
             partial = destination / f".{task['folder']}.part"
             shutil.rmtree(partial, ignore_errors=True)
@@ -104,8 +128,35 @@ def save(creation: Creation, path: Path, told: dict[str, object]) -> Path:
     """Write one creation with where it came from inside the file; returns the path with its suffix.
 
     ``told`` goes into the PNG's text chunk or the Ogg's comment, so that the file says by itself that it was generated.
+    Then the file is opened again as anybody would open it.
+
+    Raises:
+        MmrecError: if it cannot be read back, or does not tell where it came from.
     """
     origin = json.dumps({"made_by": "mmrec (generated)", "decoder": creation.decoder, **told}, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = _write(creation, path, origin)
+    if origin_of(written) != json.loads(origin):
+        raise MmrecError(f"{written} does not read back as it was written", mend="look at the disk, and make it again")
+    return written
+
+
+def origin_of(path: Path) -> dict[str, Any]:
+    """What a file that `save` wrote tells of itself; it is read whole, so that a damaged one is an error."""
+    if path.suffix == ".png":
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            picture.load()
+            return json.loads(picture.text["mmrec"])  # type: ignore[attr-defined]
+    import soundfile
+
+    with soundfile.SoundFile(path) as file:
+        file.read()
+        return json.loads(file.comment)
+
+
+def _write(creation: Creation, path: Path, origin: str) -> Path:
     if creation.picture is not None:
         from PIL.PngImagePlugin import PngInfo
 
@@ -175,10 +226,14 @@ _CRC = [_crc_entry(byte) for byte in range(256)]
 
 
 class Maker:
-    """What makes one person's files; the worker of `generate`. On another machine it opens the workspace there."""
+    """What makes one person's files; the worker of `generate`. On another machine it opens the workspace there.
+
+    A task names the people whose turn comes ``together``: at the first of them all their dreams are dreamt in one go.
+    """
 
     def __init__(self, recommender: Recommender, options: dict[str, Any]) -> None:
         self.recommender, self.options = recommender, options
+        self.dreamt: dict[str, list[Dream]] = {}
 
     def __reduce__(self) -> tuple[Callable[..., Maker], tuple[Any, ...]]:
         workspace = self.recommender.workspace
@@ -194,8 +249,23 @@ class Maker:
         return Maker(recommender, options)
 
     def __call__(self, task: Task) -> Files:
+        from diffusion.guidance import Dials
+        from mmrec.recommender import DREAMT
+
+        user, options = task["user"], self.options
+        if user not in self.dreamt:
+            people = task["together"]
+            dreamt = self.recommender.dream_each(
+                people,
+                seeds=[_seed_of(one, options["seed"]) for one in people],
+                n=options["per_user"],
+                dials=Dials(**options["weights"]),
+                candidates=options["candidates"] or DREAMT,
+                **{name: options[name] for name in ("text", "avoid", "steps", "edit", "strength")},
+            )
+            self.dreamt = dict(zip(people, dreamt, strict=True))
         with tempfile.TemporaryDirectory() as folder:
-            _make(self.recommender, task["user"], Path(folder), task["folder"], self.options)
+            _make(self.recommender, user, self.dreamt[user], Path(folder), task["folder"], options)
             return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
 
 
@@ -206,24 +276,18 @@ def _parts(workspace: Workspace) -> list[str]:
     ]
 
 
-def _make(recommender: Recommender, user: str, folder: Path, name: str, options: dict[str, Any]) -> None:
+def _make(
+    recommender: Recommender, user: str, dreams: list[Dream], folder: Path, name: str, options: dict[str, Any]
+) -> None:
     """Write one person's creations and ``manifest.json`` into ``folder``."""
     own_seed = _seed_of(user, options["seed"])
-    history = recommender.history(user)
-    liked = [item for item, preference in history if preference > 0]
-    disliked = [item for item, preference in history if preference < 0]
-    imagined = recommender.imagine(
-        user,
-        text=options["text"],
-        avoid=options["avoid"],
-        n=options["per_user"],
-        steps=options["steps"],
-        seed=own_seed,
+    made = recommender.create(
+        dreams, user=user, medium=options["medium"], candidates=options["candidates"], seed=own_seed
     )
-    made = recommender.create(imagined.dreams, likes=liked, dislikes=disliked, medium=options["medium"], seed=own_seed)
     rows = []
     for number, creation in enumerate(made):
         told = {"user": user, "seed": own_seed, "text": options["text"], "avoid": options["avoid"]}
+        told |= {"weights": options["weights"], "edit": options["edit"], "strength": options["strength"]}
         file = save(creation, folder / f"{number:03d}", told)
         row = {
             **told,

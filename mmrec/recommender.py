@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,8 @@ from mmrec.errors import MmrecError
 from mmrec.feedback import Feedback
 from mmrec.hybrid import proposals, told
 from mmrec.interactions import Histories, load_histories
-from mmrec.stages import Embeddings, has_log, load_embeddings, load_vectors
+from mmrec.sources import IMAGE_SUFFIXES
+from mmrec.stages import BRIDGED, Embeddings, has_log, load_embeddings, load_vectors
 from mmrec.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -26,11 +28,25 @@ if TYPE_CHECKING:
 
     from diffusion.decoders.base import Clip, MediaDecoder
     from diffusion.prior import Dials
+    from diffusion.verifier import Verifier
     from encoders.base import Encoder
     from retrieval.hybrid import Vote
 
+log = logging.getLogger(__name__)
+
 ALIKE = 0.35
 """Cosine from which one item is given as the reason for another."""
+DREAMT = 4
+"""Dreams dreamt for each that is kept."""
+TOGETHER = 4
+"""People whose dreams `Recommender.dream_each` dreams in one go."""
+MADE = {"image": 4, "audio": 2}
+"""Pictures, or clips, made for each that is shown; a clip takes several times as long as a picture."""
+MOST_PICTURES = 50
+"""Of a person's own that are read, the last by name."""
+VOTERS = 64
+"""Dreams that vote on which real items ground them, where fewer are asked for."""
+WORDS_FOR_THE_GAP = 256
 CANDIDATES = 200
 """How many of the retriever's best items the dials of `Recommender.recommend` re-weigh."""
 
@@ -80,8 +96,12 @@ class Imagination:
 class Creation:
     """A dream made into something to look at or listen to; one of `picture` and `clip` is there.
 
-    `checks` says whether it may be shown: ``copy`` (nearer to a catalog item than catalog items are to each other),
-    ``off_taste``, ``nearest`` (cosine to the nearest item) and ``taste`` (score against likes and dislikes).
+    `checks` says whether it may be shown. Of the dream: ``nearest`` (row of the nearest item) and ``nearest_cosine``,
+    ``taste`` (the verifier's probability that the person likes what it stands on) and ``off_taste`` (below 1/2). Of
+    what was made, seen again through the encoder of the catalog: ``likeness`` (cosine to what was asked for),
+    ``made_nearest_cosine``, and ``made_taste`` (as taste). Of both: ``copy``, nearer to a catalog item than catalog
+    items are to each other. ``presentable``: something is to be seen or heard. ``candidates``: the one shown is the
+    best of so many.
     """
 
     dream: Dream
@@ -89,6 +109,16 @@ class Creation:
     picture: Image | None = None
     clip: Clip | None = None
     checks: dict[str, float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A creation with what it was made by and from, and `score`: the probability that the person likes it."""
+
+    decoder: str
+    prompt: str
+    score: float
+    creation: Creation
 
 
 class Recommender:
@@ -216,6 +246,13 @@ class Recommender:
         return index if len(index) == len(self.vectors) else VectorIndex.build(self.vectors, factory=self.recipe.index)
 
     @cached_property
+    def worth(self) -> Any:
+        """What the log says of items beside what is dreamt, `retrieval.worth.Worth`."""
+        from retrieval.worth import Worth
+
+        return Worth(self.histories.items, self.histories.preferences, len(self.catalog))
+
+    @cached_property
     def feedback(self) -> Feedback:
         """What people told the app."""
         return Feedback(self.workspace.root / "feedback.sqlite")
@@ -230,7 +267,7 @@ class Recommender:
         return {}
 
     @cached_property
-    def _decoders(self) -> dict[str, MediaDecoder]:
+    def _decoders(self) -> dict[tuple[str, str], MediaDecoder]:
         return {}
 
     # -- people --------------------------------------------------------------------------------------------------------
@@ -420,104 +457,295 @@ class Recommender:
         image: str | Path | None = None,
         audio: str | Path | None = None,
         avoid: str = "",
+        pictures: str | Path | Sequence[str | Path] = (),
+        vector: np.ndarray | None = None,
+        refused: Sequence[str] = (),
         n: int = 6,
         k: int = 10,
         steps: int = 8,
         dials: Dials | None = None,
+        edit: str | None = None,
+        strength: float = 0.3,
+        candidates: int = DREAMT,
         seed: int = 0,
     ) -> Imagination:
         """Dream vectors of items this person would love, and ground each in the catalog.
 
+        Where nothing steers the dreams, what the log says of items counts in grounding, too (`retrieval.worth`).
+
         Args:
             text, image, audio: steer the dreams toward words, a picture, a sound; any mix.
             avoid: words to keep away from.
+            pictures: a folder of the person's own pictures (or their paths), each read as something liked: a visual
+                history may be all that is known of somebody (VisualLens, Zhang et al. 2024).
+            vector: float32 [D] in the item space that stands for the person, read as something liked.
+            refused: item ids that an earlier round showed in vain; they are hidden and count as disliked, for the
+                prior and for what the log says, so that the next round learns from them (Ada-Retrieval, Li et al.
+                2024).
             n: how many dreams.
             k: how many real items to ground them in.
             steps: network evaluations along the path, 1 to 16.
-            dials: weight of each condition and the temperature, `diffusion.prior.Dials`.
+            dials: weight of each condition, the interval they act in, and exploration, `diffusion.prior.Dials`.
+            edit: an item to change instead of dreaming from nothing.
+            strength: how far an edit may go, from 0 (the item as it is) to 1 (a dream that has forgotten it).
+            candidates: so many are dreamt for each that is kept; copies of items and what the verifier finds off the
+                person's taste are refused while there are others. Who asks for something or edits is not
+                second-guessed: only copies are refused then, and of edits nothing.
             seed: same seed, same dreams.
         """
         from diffusion.prior import Dials
-        from retrieval.grounding import ground
+        from retrieval.grounding import ground, ground_by_votes
 
-        items, preferences = self._taste(user, likes, dislikes)
-        conditions = self.conditions(items, preferences, text=text, image=image, audio=audio, avoid=avoid)
-        seeds = self.prior.sample(conditions, n, steps=steps, dials=dials or Dials(), seed=seed)[0]  # [n, D]
-        grounding = ground(seeds, None, self.index, k, exclude=items)
-        met = np.isin(np.arange(len(self.catalog)), items)
+        items, preferences = self._taste(user, likes, [*dislikes, *refused])
+        more = self._of_pictures(pictures) + ([] if vector is None else [np.asarray(vector, np.float32)])
+        conditions = self.conditions(items, preferences, more, text=text, image=image, audio=audio, avoid=avoid)
+        votes = not more and not (text or image or audio or edit) and has_log(self.workspace)
+        seeds = self.prior.sample(
+            conditions,
+            max(n * candidates, VOTERS) if votes else n * candidates,
+            steps=steps,
+            dials=dials or Dials(),
+            seed=seed,
+            edit=self._edited(edit),
+            strength=strength,
+        )[0]  # [S, D]
+        wilful = bool(text or image or audio)
+        kept = self._kept(seeds[: n * candidates], items, preferences, n, wilful=wilful, edited=edit is not None)
+        if votes:
+            worth = self.worth.of([items], [preferences])[0]
+            grounding = ground_by_votes(seeds, worth, self.index, k, exclude=items)
+        else:
+            grounding = ground(kept, None, self.index, k, exclude=items)
         liked = items[preferences > 0]
-        near_scores, near = self.index.search(seeds, 5, allowed=~met)
-        dreams = []
-        for row, vector in enumerate(seeds):
-            around = [
-                self._item(int(i), float(s), "near this dream")
-                for s, i in zip(near_scores[row], near[row], strict=True)
-                if i >= 0
-            ]
-            dreams.append(Dream(vector, float(grounding.novelty[row]), around, _medium(around)))
         merged = [
             self._item(int(i), float(s), self._because(int(i), liked, text))
             for i, s in zip(grounding.items, grounding.scores, strict=True)
             if i >= 0
         ]
-        return Imagination(dreams, merged)
+        return Imagination(self._dreams(kept, items), merged)
+
+    def dream_each(
+        self,
+        users: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        text: str = "",
+        avoid: str = "",
+        n: int = 6,
+        steps: int = 8,
+        dials: Dials | None = None,
+        edit: str | None = None,
+        strength: float = 0.3,
+        candidates: int = DREAMT,
+    ) -> list[list[Dream]]:
+        """The dreams `imagine` gives, for many people of the log at once, each with a seed of their own.
+
+        Nobody's dreams depend on who else is asked, to the bit. The last bits of a product depend on the size of what
+        is multiplied, so always `TOGETHER` people are dreamt for at once (the last of them several times, if need be),
+        with histories of one length, known by the same kinds of events.
+        """
+        from diffusion.prior import Conditions, Dials
+
+        length = self.prior.network.config.max_history
+        histories = [tuple(part[-length:] for part in self._taste(user, (), ())) for user in users]
+        steers = {name: self.steer("text", words) for name, words in (("text", text), ("avoid", avoid)) if words}
+        groups: dict[tuple[bool, bool], list[int]] = {}
+        for row, (_, preferences) in enumerate(histories):
+            groups.setdefault((bool((preferences >= 0).any()), bool((preferences < 0).any())), []).append(row)
+        dreams: dict[int, list[Dream]] = {}
+        blocks = [rows[at : at + TOGETHER] for rows in groups.values() for at in range(0, len(rows), TOGETHER)]
+        for rows in blocks:
+            several = rows + rows[-1:] * (TOGETHER - len(rows))
+            conditions = Conditions.from_histories(
+                [histories[row][0] for row in several],
+                [histories[row][1] for row in several],
+                self.vectors,
+                max_history=length,
+                **{name: np.repeat(vector[None], len(several), axis=0) for name, vector in steers.items()},
+            ).padded(length)
+            dreamt = self.prior.sample(
+                conditions,
+                n * candidates,
+                steps=steps,
+                dials=dials or Dials(),
+                seed=[seeds[row] for row in several],
+                edit=self._edited(edit),
+                strength=strength,
+            )  # [B, n * candidates, D]
+            for row, vectors in zip(rows, dreamt, strict=False):
+                items, preferences = histories[row]
+                kept = self._kept(vectors, items, preferences, n, wilful=bool(text), edited=edit is not None)
+                dreams[row] = self._dreams(kept, items)
+        return [dreams[row] for row in range(len(users))]
+
+    def _edited(self, item_id: str | None) -> np.ndarray | None:
+        return self.vectors[self._rows([item_id])[0]] if item_id is not None else None
+
+    def _kept(
+        self, seeds: np.ndarray, items: np.ndarray, preferences: np.ndarray, n: int, *, wilful: bool, edited: bool
+    ) -> np.ndarray:
+        """n of the seeds [S, D]; who asks for something (``wilful``) or edits is not second-guessed. -> [n, D]"""
+        from diffusion.fidelity import keep
+
+        verdicts = self._verdicts(seeds, items, preferences)
+        refused = verdicts["copy"] if wilful else verdicts["copy"] | verdicts["off_taste"]
+        return seeds[keep(refused & (not edited), verdicts["taste"], n)]
+
+    def _dreams(self, vectors: np.ndarray, items: np.ndarray) -> list[Dream]:
+        """Vectors [n, D] dreamt for somebody who has met `items`, each with the unmet items nearest to it."""
+        from retrieval.grounding import novelty
+
+        new = novelty(vectors, self.index)
+        met = np.isin(np.arange(len(self.catalog)), items)
+        scores, near = self.index.search(vectors, 5, allowed=~met)
+        dreams = []
+        for row, vector in enumerate(vectors):
+            around = [
+                self._item(int(i), float(s), "near this dream")
+                for s, i in zip(scores[row], near[row], strict=True)
+                if i >= 0
+            ]
+            dreams.append(Dream(vector, float(new[row]), around, _medium(around)))
+        return dreams
 
     def create(
         self,
         dreams: Sequence[Dream],
         *,
+        user: str | None = None,
         likes: Sequence[str] = (),
         dislikes: Sequence[str] = (),
         medium: Literal["image", "audio"] | None = None,
+        decoder: str | None = None,
+        candidates: int | None = None,
+        references: int = 4,
         seed: int = 0,
     ) -> list[Creation]:
-        """Decode dreams into new pictures and music.
+        """Decode dreams into new pictures and music, and check what was made.
 
         Args:
-            likes, dislikes: item ids the checks compare with.
+            user, likes, dislikes: whose taste the checks compare with.
             medium: make all of them pictures, or all music; None lets each dream be what its neighbours are.
+            decoder: a name or a folder, instead of the recipe's.
+            candidates: so many are made of each dream (None: `MADE`); shown is the one that looks, or sounds, most like
+                the dream to the catalog's own encoder, copies of catalog items refused while there are others.
+            references: so many real items next to the dream guide the decoder.
 
         Raises:
             MmrecError: if the catalog lacks the medium, or its decoder is switched off in the recipe.
         """
-        from diffusion.fidelity import checks
-        from encoders.bridge import among_neighbours
-
         if not dreams:
             return []
-        vectors = np.stack([dream.vector for dream in dreams])
-        verdicts = checks(vectors, self.vectors, self.vectors[self._rows(likes)], self.vectors[self._rows(dislikes)])
+        rated, preferences = self._taste(user, likes, dislikes)
+        verdicts = self._verdicts(np.stack([dream.vector for dream in dreams]), rated, preferences)
         made: list[Creation] = []
         for row, dream in enumerate(dreams):
             kind = medium or dream.medium
-            decoder = self.decoder(kind)
-            output = decoder.decode(among_neighbours(vectors[row : row + 1], *self._seen(kind)), seed=seed, first=row)
+            drawer = self.decoder(kind, decoder)
+            output, told = self._best_of(kind, drawer, dream.vector, candidates or MADE[kind], references, seed, row)
+            seen_as = told.pop("item")
+            taste = self._verdicts(seen_as[None], rated, preferences)["taste"]
             verdict = {name: values[row].item() for name, values in verdicts.items()}
+            verdict |= told | {"copy": verdict["copy"] or told["copy"], "made_taste": taste[0].item()}
             made.append(
                 Creation(
                     replace(dream, medium=kind),
-                    decoder.name,
-                    picture=output[0] if kind == "image" else None,  # type: ignore[arg-type]
-                    clip=output[0] if kind == "audio" else None,  # type: ignore[arg-type]
+                    drawer.name,
+                    picture=output if kind == "image" else None,
+                    clip=output if kind == "audio" else None,
                     checks=verdict,
                 )
             )
         return made
 
-    def decoder(self, medium: Literal["image", "audio"]) -> MediaDecoder:
-        """The recipe's decoder that draws, or plays, dreams; the built-in one learnt from this catalog's pictures."""
-        if medium not in self._decoders:
+    def rank(
+        self,
+        user: str | None = None,
+        *,
+        likes: Sequence[str] = (),
+        dislikes: Sequence[str] = (),
+        prompts: Sequence[str] = ("",),
+        decoders: Sequence[str | None] = (None,),
+        medium: Literal["image", "audio"] = "image",
+        n: int = 2,
+        seed: int = 0,
+    ) -> list[Ranked]:
+        """What every decoder makes of every prompt for one person, the best first (GEMRec, Guo et al. 2024).
+
+        The score is what the verifier says to what was made, seen again through the catalog's encoder: a decoder that
+        does not draw what was dreamt is told apart from one that does.
+
+        Args:
+            prompts: words to steer by; "" lets the taste alone speak.
+            decoders: names or folders; None is the recipe's. All must read the catalog's embedding space.
+            n: how many dreams for each prompt; every decoder gets the same.
+        """
+        who: dict[str, Any] = {"user": user, "likes": likes, "dislikes": dislikes}
+        ranked = []
+        for prompt in prompts:
+            dreams = self.imagine(**who, text=prompt, n=n, seed=seed).dreams
+            for name in decoders:
+                for creation in self.create(dreams, **who, medium=medium, decoder=name, seed=seed):
+                    told = name or getattr(self.recipe.decoders, medium)
+                    ranked.append(Ranked(told, prompt, float(creation.checks["made_taste"]), creation))
+        return sorted(ranked, key=lambda one: -one.score)
+
+    def decoder(self, medium: Literal["image", "audio"], name: str | None = None) -> MediaDecoder:
+        """What draws, or plays, dreams: the recipe's decoder, or another by ``name`` or folder.
+
+        The built-in picture decoder is the one learnt from this catalog's pictures.
+        """
+        if medium not in self.spaces:
+            raise MmrecError(f"the catalog has no {medium} to learn from, so it cannot dream any", mend="add some")
+        name = name or getattr(self.recipe.decoders, medium)
+        if name is None:
+            raise MmrecError(f"decoders.{medium} is null in the recipe", mend=f"name a decoder for {medium} in it")
+        if (medium, name) not in self._decoders:
             from diffusion.decoders import load_decoder
 
-            if medium not in self.spaces:
-                raise MmrecError(f"the catalog has no {medium} to learn from, so it cannot dream any", mend="add some")
-            name = getattr(self.recipe.decoders, medium)
-            if name is None:
-                raise MmrecError(f"decoders.{medium} is null in the recipe", mend=f"name a decoder for {medium} in it")
-            if name == "builtin_image":
-                name = str(self._part("decoder"))
-            self._decoders[medium] = load_decoder(name, self.spaces[medium]["space"])
-        return self._decoders[medium]
+            where = str(self._part("decoder")) if name == "builtin_image" else name
+            self._decoders[medium, name] = load_decoder(where, self.spaces[medium]["space"])
+        return self._decoders[medium, name]
+
+    def _best_of(
+        self,
+        medium: Literal["image", "audio"],
+        decoder: MediaDecoder,
+        vector: np.ndarray,
+        candidates: int,
+        references: int,
+        seed: int,
+        row: int,
+    ) -> tuple[Any, dict[str, Any]]:
+        """The best of some candidates for one dream, and what is told of it; "item" is where it lies as an item.
+
+        (Where too few items have the medium to learn that from, "item" is the dream itself.)
+        """
+        from diffusion.fidelity import choose, presentable
+        from encoders.bridge import among_neighbours
+
+        vectors, embeddings = self._seen(medium)
+        wanted = among_neighbours(vector[None], vectors, embeddings)  # [1, d]
+        around = np.argsort(-(vectors @ vector), kind="stable")[:references]
+        output = decoder.decode(
+            np.repeat(wanted, candidates, axis=0),
+            references=np.repeat(embeddings[around][None], candidates, axis=0) if references else None,
+            seed=seed,
+            first=row * candidates,
+        )
+        made = self._encoder(medium).encode([_as_read(one) for one in output], medium)  # [candidates, d]
+        seen, threshold, mean = self._centred(medium)
+        fit = np.array([presentable(one) for one in output])
+        best, likeness, cosine = choose(_unit(made - mean), _unit(wanted - mean)[0], seen, threshold, fit)
+        told = {
+            "likeness": likeness[best].item(),
+            "made_nearest_cosine": cosine[best].item(),
+            "copy": bool(cosine[best] > threshold),
+            "presentable": bool(fit[best]),
+            "candidates": candidates,
+            "item": self._in_item_space(medium, made[best][None]) if len(vectors) >= BRIDGED else vector,
+        }
+        return output[best], told
 
     # -- pieces that commands and the app share ------------------------------------------------------------------------
 
@@ -525,22 +753,34 @@ class Recommender:
         self,
         items: np.ndarray,
         preferences: np.ndarray,
+        more: Sequence[np.ndarray] = (),
         *,
         text: str = "",
         image: str | Path | None = None,
         audio: str | Path | None = None,
         avoid: str = "",
     ) -> Any:
-        """One person's conditions for the prior: the rated history and the steers, all in the item space."""
+        """One person's conditions for the prior: the rated history and the steers, all in the item space.
+
+        `more` are vectors [D] beside the catalog's that are liked; they come before the history.
+        """
         from diffusion.prior import Conditions
 
         def steered(modality: str, what: str | Path | None) -> np.ndarray | None:
             return self.steer(modality, what)[None] if what else None
 
+        for vector in more:
+            if vector.shape != (self.vectors.shape[1],):
+                raise MmrecError(
+                    f"a vector for a person is {list(vector.shape)}, the item space {self.vectors.shape[1]}",
+                    mend="give one of the item space, as the rows of vectors/vectors.npy in the workspace",
+                )
+        liked = [vector[None] / np.linalg.norm(vector) for vector in more]
+        history = np.concatenate([*liked, self.vectors[items]]).astype(np.float32)
         return Conditions(
-            history=self.vectors[items][None],
-            preferences=preferences[None].astype(np.float32),
-            mask=np.ones((1, len(items)), bool),
+            history=history[None],
+            preferences=np.concatenate([np.ones(len(liked)), preferences])[None].astype(np.float32),
+            mask=np.ones((1, len(history)), bool),
             text=steered("text", text),
             image=steered("image", image),
             audio=steered("audio", audio),
@@ -550,21 +790,66 @@ class Recommender:
     def steer(self, modality: str, what: str | Path) -> np.ndarray:
         """Words, or the picture or sound at a path, as a unit vector float32 [D] in the item space.
 
+        A catalog without words is steered by words through an encoder of its pictures or sounds that reads words, too
+        (CLIP, CLAP), the gap between the two closed.
+
         Raises:
             MmrecError: if the catalog has nothing of that modality, so that no bridge could be learned.
         """
+        if modality == "text" and "text" not in self.spaces:
+            for medium in ("image", "audio"):
+                if medium in self.spaces and "text" in self._encoder(medium).modalities:
+                    words = self._encoder(medium).encode([read_media(str(what), "text")], "text")
+                    return self._in_item_space(medium, self._gap(medium).to_media(words))
         if modality not in self.spaces:
             raise MmrecError(
                 f"the catalog has no {modality}, so nothing links {modality} to its items",
                 mend="steer with " + " or ".join(m for m in MODALITIES if m in self.spaces and m != "tags"),
             )
+        return self._in_item_space(
+            modality, self._encoder(modality).encode([read_media(str(what), modality)], modality)
+        )
+
+    def _encoder(self, modality: str) -> Encoder:
         if modality not in self._encoders:
             from encoders.registry import load_encoder
 
             self._encoders[modality] = load_encoder(self.spaces[modality]["encoder"])
-        vector = self._encoders[modality].encode([read_media(str(what), modality)], modality)
+        return self._encoders[modality]
+
+    def _in_item_space(self, modality: str, vector: np.ndarray) -> np.ndarray:
         item = self._bridge(f"{modality}_to_item").transform(vector)[0]
         return (item / (np.linalg.norm(item) + 1e-9)).astype(np.float32)
+
+    def _gap(self, medium: str) -> Any:
+        """Between the titles and the pictures (or sounds) of the catalog, in the space of the medium's encoder."""
+        from encoders.gap import ModalityGap
+
+        if medium not in self._gaps:
+            words = [self.catalog.titles[row] or self.catalog.item_ids[row] for row in range(len(self.catalog))]
+            few = np.random.default_rng(0).permutation(len(words))[:WORDS_FOR_THE_GAP]
+            told = self._encoder(medium).encode([words[row] for row in few], "text")
+            self._gaps[medium] = ModalityGap(told, self._seen(medium)[1])
+        return self._gaps[medium]
+
+    @cached_property
+    def _gaps(self) -> dict[str, Any]:
+        return {}
+
+    def _of_pictures(self, given: str | Path | Sequence[str | Path]) -> list[np.ndarray]:
+        """Vectors in the item space of a folder's pictures; those that cannot be read are left out, with a warning."""
+        from encoders.media import MediaError
+
+        vectors = []
+        paths = _pictures(given)
+        for path in paths:
+            try:
+                vectors.append(self.steer("image", path))
+            except MediaError as error:
+                log.warning("left out: %s", error)
+        if paths and not vectors:
+            raise MmrecError(f"none of {len(paths)} pictures can be read", mend="give pictures that open elsewhere")
+        return vectors
 
     def map(self) -> np.ndarray:
         """Where each item lies on a flat map, float32 [N, 2]; items added later sit on their nearest neighbour."""
@@ -587,6 +872,42 @@ class Recommender:
         """The items that have a modality: their vectors [n, D], and what its encoder made of them [n, d]."""
         rows = np.flatnonzero(self._embeddings.present[modality])
         return self.vectors[rows], self._embeddings.vectors[modality][rows]
+
+    def _centred(self, modality: str) -> tuple[np.ndarray, float, np.ndarray]:
+        """The catalog in the space of one modality: unit rows around the mean, `copy_threshold` of them, the mean."""
+        if modality not in self._centres:
+            from diffusion.fidelity import copy_threshold
+
+            embeddings = self._seen(modality)[1]
+            mean = embeddings.mean(axis=0)
+            rows = _unit(embeddings - mean)
+            self._centres[modality] = rows, copy_threshold(rows), mean
+        return self._centres[modality]
+
+    @cached_property
+    def _centres(self) -> dict[str, tuple[np.ndarray, float, np.ndarray]]:
+        return {}
+
+    @cached_property
+    def _verifier(self) -> Verifier:
+        from diffusion.verifier import FILE, Verifier
+
+        folder = self._part("prior")
+        if not (folder / FILE).is_file():
+            raise MmrecError("this prior was trained without a verifier", mend=self.workspace.mend("prior"))
+        return Verifier.load(folder)
+
+    @cached_property
+    def _threshold(self) -> float:
+        from diffusion.fidelity import copy_threshold
+
+        return copy_threshold(self.vectors)
+
+    def _verdicts(self, vectors: np.ndarray, items: np.ndarray, preferences: np.ndarray) -> dict[str, np.ndarray]:
+        """`diffusion.fidelity.checks` of vectors [S, D] for a person with this history."""
+        from diffusion.fidelity import checks
+
+        return checks(vectors, self.vectors, items, preferences, self._verifier, self._threshold)
 
     @cached_property
     def _embeddings(self) -> Embeddings:
@@ -720,9 +1041,33 @@ class Recommender:
         )
 
 
+def _pictures(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The pictures of a folder, by name, or the paths given; as many of the last as the prior reads."""
+    if not isinstance(given, str | Path):
+        return [Path(path) for path in given][-MOST_PICTURES:]
+    folder = Path(given)
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise MmrecError(f"{folder} is no folder with pictures ({kinds}) in it", mend="give another folder")
+    return found[-MOST_PICTURES:]
+
+
 def _medium(items: Sequence[Item]) -> Literal["image", "audio"]:
     sounding = sum(item.audio is not None and item.image is None for item in items)
     return "audio" if 2 * sounding > len(items) else "image"
+
+
+def _as_read(made: Image | Clip) -> Any:
+    """A picture or clip as the encoders read it."""
+    from diffusion.decoders.base import Clip
+    from encoders.media import Waveform
+
+    return Waveform(made.samples, made.rate) if isinstance(made, Clip) else made
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-9)
 
 
 def _standardise(values: np.ndarray) -> np.ndarray:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 Built = tuple[Artifact, bool]
 Config = TypeVar("Config")
+BRIDGED = 10
+"""A modality that fewer items have than this gets no bridge."""
 PAIR_WINDOW = 3
 """Two wanted items of one person that lie at most so many steps apart count as used together."""
 
@@ -236,7 +238,7 @@ def fuse(workspace: Workspace, recipe: Recipe) -> Built:
         told = {}
         for modality, present in data.present.items():
             known = data.vectors[modality][present]
-            if present.sum() < 10:
+            if present.sum() < BRIDGED:
                 continue
             to_item = Bridge.fit(known, vectors[present], recipe.seed)
             to_item.save(folder / "bridges" / f"{modality}_to_item")
@@ -423,13 +425,26 @@ def fit_retriever(
 
 
 def train_prior(workspace: Workspace, recipe: Recipe) -> Built:
-    """The diffusion prior that dreams vectors a person would love."""
+    """The diffusion prior that dreams vectors a person would love, and the verifier that refuses some of them."""
     inputs = _inputs(workspace, "vectors", "interactions")
-    options = {"prior": recipe.prior, "seed": recipe.seed, "split": recipe.split}
+    options = {"prior": recipe.prior, "seed": recipe.seed, "split": recipe.split, "verifier": True}
 
     def train(folder: Path) -> Callable[[Path], None]:
+        from diffusion.verifier import fit_verifier
+
         _, _, split = load_split(workspace, recipe)
-        return fit_prior(workspace, recipe, split, recipe.seed, folder / CHECKPOINTS).save_pretrained
+        prior = fit_prior(workspace, recipe, split, recipe.seed, folder / CHECKPOINTS)
+
+        def write(target: Path) -> None:
+            prior.save_pretrained(target)
+            rated = split.train.items, split.train.preferences
+            verifier = fit_verifier(*rated, load_vectors(workspace), seed=recipe.seed)
+            verifier.save(target)
+            if "auc" in verifier.held_out:
+                auc, people = verifier.held_out["auc"], verifier.held_out["people"]
+                print(f"  verifier of taste: AUC {auc:.2f} on {people:,.0f} people it has not seen")
+
+        return write
 
     return build_together(workspace, "prior", inputs, options, train)
 

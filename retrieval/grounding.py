@@ -9,6 +9,9 @@ import numpy as np
 from retrieval.index import VectorIndex, unit
 from retrieval.ranking import check_allowed
 
+REACH = 4.0
+CONSIDERED = 500
+
 
 @dataclass(frozen=True)
 class Grounding:
@@ -52,11 +55,7 @@ def ground(
         raise ValueError(f"weights {list(weights.shape)}: need one finite number >= 0 for each of {len(seeds)} seeds")
     if len(seeds) and weights.sum() == 0:
         raise ValueError("all weights are zero: no seed may bring anything")
-    permitted = check_allowed(allowed, len(index))
-    permitted = np.ones(len(index), dtype=bool) if permitted is None else permitted.copy()
-    if exclude is not None:
-        permitted[np.asarray(exclude, dtype=np.int64)] = False
-
+    permitted = _permitted(index, exclude, allowed)
     items = np.full(k, -1, dtype=np.int64)
     scores = np.full(k, -np.inf, dtype=np.float32)
     seed_of = np.full(k, -1, dtype=np.int64)
@@ -85,6 +84,60 @@ def ground(
     return Grounding(items, scores, seed_of, novelty(seeds, index))
 
 
+def ground_by_votes(
+    seeds: np.ndarray,
+    worth: np.ndarray,
+    index: VectorIndex,
+    k: int,
+    exclude: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
+    reach: float = REACH,
+) -> Grounding:
+    """Seeds float32 [S, D] as voters over items that are not all worth the same, as `worth` [N] says on a log scale.
+
+    The rule. A seed spreads its vote over the items, to item i as exp(worth_i + reach * cosine_i). Places are filled
+    one by one with the item for which most of the votes not yet spent speak; it costs 1 / k of all votes, paid by the
+    seeds that want it most. So a taste that holds a third of the seeds gets a third of the list (proportional
+    representation as in the method of equal shares, Peters & Skowron 2020), and each place goes to what is worth most
+    in that taste.
+
+    exclude, allowed and what comes back: as in `ground`; the items considered are, per seed, the `CONSIDERED` nearest,
+    and as many again that are worth most.
+    """
+    seeds = unit(seeds)
+    worth = np.asarray(worth, np.float64)
+    if worth.shape != (len(index),) or not np.isfinite(worth).all():
+        raise ValueError(f"worth {list(worth.shape)}: need one finite number for each of {len(index)} items")
+    permitted = _permitted(index, exclude, allowed)
+    items, scores = np.full(k, -1, np.int64), np.full(k, -np.inf, np.float32)
+    seed_of = np.full(k, -1, np.int64)
+    if len(seeds) == 0 or not permitted.any():
+        return Grounding(items, scores, seed_of, novelty(seeds, index) if len(seeds) else np.empty(0, np.float32))
+    candidates = np.flatnonzero(permitted)
+    wide = max(CONSIDERED, k)
+    if len(candidates) > wide:
+        near = index.search(seeds, wide, permitted)[1]
+        best = candidates[np.argpartition(-worth[candidates], wide - 1)[:wide]]
+        candidates = np.union1d(near[near >= 0], best)
+    cosine = index.vectors(candidates) @ seeds.T  # [C, S]
+    wish = worth[candidates, None] + reach * cosine
+    wish = np.exp(wish - wish.max(axis=0))
+    wish /= wish.sum(axis=0)
+    votes = np.full(len(seeds), 1.0 / len(seeds))
+    free = np.ones(len(candidates), bool)
+    for place in range(min(k, len(candidates))):
+        wanted = np.where(free, wish @ votes, -1.0)
+        won = int(np.argmax(wanted))
+        keenest = int(np.argmax(wish[won] * votes))
+        items[place], scores[place], seed_of[place] = candidates[won], cosine[won, keenest], keenest
+        free[won] = False
+        payers = np.argsort(-wish[won], kind="stable")
+        spent = np.minimum(np.cumsum(votes[payers]), 1.0 / k)
+        votes[payers] -= np.diff(spent, prepend=0.0)
+        np.maximum(votes, 1e-9 / len(seeds), out=votes)  # rounding must not leave the last places to nobody
+    return Grounding(items, scores, seed_of, novelty(seeds, index))
+
+
 def novelty(seeds: np.ndarray, index: VectorIndex) -> np.ndarray:
     """How far from the catalog each seed [S, D] lies, float32 [S] in [0, 1]; see `Grounding`."""
     nearest, _ = index.search(seeds, 1)
@@ -93,6 +146,14 @@ def novelty(seeds: np.ndarray, index: VectorIndex) -> np.ndarray:
         return (distance > 0).astype(np.float32)
     # The margin is float32 rounding: a seed exactly on an item must not be farther than a duplicate item.
     return (np.searchsorted(index.spacing, distance - 1e-6) / len(index.spacing)).astype(np.float32)
+
+
+def _permitted(index: VectorIndex, exclude: np.ndarray | None, allowed: np.ndarray | None) -> np.ndarray:
+    permitted = check_allowed(allowed, len(index))
+    permitted = np.ones(len(index), dtype=bool) if permitted is None else permitted.copy()
+    if exclude is not None:
+        permitted[np.asarray(exclude, dtype=np.int64)] = False
+    return permitted
 
 
 def _groups(seeds: np.ndarray, nearest: np.ndarray, spacing: np.ndarray) -> np.ndarray:

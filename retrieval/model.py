@@ -244,11 +244,8 @@ class SequenceModel(nn.Module):
             assert self.query is not None
             assert self.gain is not None
             assert self.tower.content is not None
-            asked, row, last = (
-                self.tower.content(about),
-                torch.arange(len(x), device=x.device),
-                (history >= 0).sum(dim=1),
-            )
+            asked, row = self.tower.content(about), torch.arange(len(x), device=x.device)
+            last = (history >= 0).sum(dim=1)
             x = F.pad(x, (0, 0, 0, 1)).index_put((row, last), (asked + self.query) * self.config.dim**0.5)
             # What was asked for is also said past the blocks: like to like is where an answer begins.
             return self.backbone(x).index_put((row, last + 1), asked * self.gain, accumulate=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
+from contextlib import ExitStack
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 EITHER = "either"
 MEDIA = {EITHER: "Either", "image": "Pictures", "audio": "Music"}
 STEPS = [1, 2, 4, 8, 16]
+EDITABLE = 30  # so many of the things liked last can be started from
 NOVELTY = (
     (0.25, "much like what exists"),
     (0.6, "a new blend of known things"),
@@ -51,15 +53,18 @@ class Wish:
     text: str
     avoid: str
     upload: tuple[str, str] | None  # kind and name of the uploaded file
+    own: tuple[str, ...]  # names of the pictures that tell a taste
     dials: Any
     steps: int
     n: int
     seed: int
     medium: Literal["image", "audio"] | None
+    edit: str | None  # an item to change instead of dreaming from nothing
+    strength: float
 
 
-def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
-    """The dials, and the uploaded file."""
+def ask(now: Recommender, who: Person) -> tuple[Wish, Any, list[Any]]:
+    """The dials, the uploaded file to steer by, and the uploaded pictures that the person likes."""
     with st.container(border=True, key="dials"):
         left, middle, right = st.columns([1.4, 1.4, 1.2], gap="large", vertical_alignment="bottom")
         text = left.text_input("Toward these words", placeholder="a friendly sea animal", key=dial("toward", ""))
@@ -71,6 +76,20 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
         temperature = left.slider("Exploration", 0.0, 2.0, step=0.1, key=dial("temperature", 1.0), help=widely)
         n = middle.slider("How many dreams", 1, 12, key=dial("n", 4))
         icon = ":material/auto_awesome:"
+        liked = opinions(now, who)[0][::-1][:EDITABLE]
+        if st.session_state.get("dial-edit") not in liked:
+            st.session_state["dial-edit"] = ""
+        title = {item: now.catalog.titles[now.catalog.index[item]] or item for item in liked} | {"": "Nothing"}
+        edit = left.selectbox("Start from", ["", *liked], format_func=title.__getitem__, key="dial-edit")
+        strength = middle.slider(
+            "How far it may change",
+            0.0,
+            1.0,
+            step=0.05,
+            disabled=not edit,
+            key=dial("strength", 0.3),
+            help="0 leaves it as it is, 1 forgets it.",
+        )
         right.button("Dream again", type="primary", icon=icon, on_click=_again, key="again", width="stretch")
         with st.expander("More dials: strengths, steps, a picture or a sound to steer by"):
             one, two, three = st.columns(3, gap="large")
@@ -80,8 +99,24 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
             words = two.slider("Pull of the words", 0.0, 4.0, step=0.25, disabled=not text, key=dial("text", 1.5))
             push = two.slider("Push of the words", 0.0, 4.0, step=0.25, disabled=not avoid, key=dial("push", 1.0))
             steps = two.select_slider("Steps", STEPS, key=dial("steps", 8), help="More steps are finer and slower.")
+            acting = "Noise levels in which pulls and pushes act: 0 shapes details, 1 the choice of a taste."
+            interval: Any = one.slider(
+                "Where the dials act", 0.0, 1.0, step=0.1, key=dial("interval", (0.0, 1.0)), help=acting
+            )
+            has_pictures = "image" in now.spaces
             kinds = [suffix for kind in ("image", "audio") if kind in now.spaces for suffix in UPLOAD_TYPES[kind]]
             file = three.file_uploader("Toward this picture or sound", type=kinds, key="steer") if kinds else None
+            own = (
+                three.file_uploader(
+                    "Pictures this person likes",
+                    UPLOAD_TYPES["image"],
+                    True,
+                    key="own",
+                    help="A taste can be told in pictures of one's own; each is read as something liked.",
+                )
+                if has_pictures
+                else []
+            )
             pull = three.slider(
                 "Pull of the upload", 0.0, 4.0, step=0.25, disabled=file is None, key=dial("upload", 1.5)
             )
@@ -94,35 +129,42 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any]:
         text.strip(),
         avoid.strip(),
         (kind, file.file_id) if file is not None and kind else None,
-        Dials(likes=likes, dislikes=dislikes, text=words, image=pull, audio=pull, avoid=push, temperature=temperature),
+        tuple(picture.file_id for picture in own),
+        Dials(likes, dislikes, words, pull, pull, push, temperature, interval),
         steps,
         n,
         int(seed),
         "image" if medium == "image" else "audio" if medium == "audio" else None,
+        edit or None,
+        strength if edit else 0.0,
     )
-    return wish, file
+    return wish, file, own
 
 
 def _again() -> None:
     st.session_state["dial-seed"] = (st.session_state["dial-seed"] + 1) % 2**31
 
 
-def dream(now: Recommender, who: Person, wish: Wish, file: Any) -> Imagination:
+def dream(now: Recommender, who: Person, wish: Wish, file: Any, own: list[Any]) -> Imagination:
     """The dreams of a wish, dreamt anew only if the wish changed."""
     lately = st.session_state.get("dreamt")
     if lately is None or lately[0] != wish:
         kind = wish.upload[0] if wish.upload else ""
-        with uploaded(file) as path, st.spinner("Dreaming"):
+        with ExitStack() as files, st.spinner("Dreaming"):
+            path = files.enter_context(uploaded(file))
             imagination = now.imagine(
                 **who.taste,
                 text=wish.text,
                 avoid=wish.avoid,
                 image=path if kind == "image" else None,
                 audio=path if kind == "audio" else None,
+                pictures=[p for picture in own if (p := files.enter_context(uploaded(picture)))],
                 n=wish.n,
                 k=10,
                 steps=wish.steps,
                 dials=wish.dials,
+                edit=wish.edit,
+                strength=wish.strength,
                 seed=wish.seed,
             )
         lately = st.session_state["dreamt"] = (wish, imagination)
@@ -133,10 +175,8 @@ def create(now: Recommender, who: Person, wish: Wish, imagination: Imagination) 
     """The dreams of a wish as pictures and music, made anew only if the wish changed."""
     lately = st.session_state.get("created")
     if lately is None or lately[0] != wish:
-        likes, dislikes = opinions(now, who)
-        taste = {"likes": likes, "dislikes": dislikes}
         with st.spinner("Drawing and playing"):
-            creations = now.create(imagination.dreams, **taste, medium=wish.medium, seed=wish.seed)
+            creations = now.create(imagination.dreams, **who.taste, medium=wish.medium, seed=wish.seed)
         lately = st.session_state["created"] = (wish, creations)
     return lately[1]
 
@@ -201,7 +241,8 @@ def badges(creation: Creation) -> str:
         told.append('<span class="badge warn">nearly a copy of a real item</span>')
     if creation.checks.get("off_taste"):
         told.append('<span class="badge warn">off this taste</span>')
-    return "".join(told) or '<span class="badge">no copy</span><span class="badge">on taste</span>'
+    likely = f"{creation.checks['taste']:.0%} likely to be liked"
+    return "".join(told) or f'<span class="badge">no copy</span><span class="badge">{likely}</span>'
 
 
 def as_wav(creation: Creation) -> bytes:
@@ -241,10 +282,10 @@ def page(now: Recommender, who: Person) -> None:
     if not who.known:
         anybody = "No taste is known yet, so these are anybody's dreams. Like a few things under For you, or here."
         st.html(f'<p class="quiet">{anybody}</p>')
-    wish, file = ask(now, who)
+    wish, file, own = ask(now, who)
     with kindly():
         whom = who.user or ("you" if who.known else "anybody")
-        imagination = dream(now, who, wish, file)
+        imagination = dream(now, who, wish, file, own)
         section(f"Dreamt for {whom}", "novelty: the share of real items that stand less alone than the dream")
         with kindly():
             creations = create(now, who, wish, imagination)

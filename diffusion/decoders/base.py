@@ -33,6 +33,9 @@ DECODERS: dict[str, tuple[str, str]] = {
 }
 
 
+REFERENCE = 0.3  # what references weigh beside an embedding they are mixed with
+
+
 class SpaceMismatch(ValueError):
     """The embeddings come from another space than the decoder reads."""
 
@@ -63,11 +66,17 @@ class MediaDecoder(Protocol):
     media: str
     dim: int
 
-    def decode(self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0) -> Sequence[Image] | Sequence[Clip]:
+    def decode(
+        self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0, references: np.ndarray | None = None
+    ) -> Sequence[Image] | Sequence[Clip]:
         """Make one picture (RGB) or clip per row of `embeddings` float32 `[n, dim]`, not normalised.
 
-        Item i depends on `(embeddings[i], seed, first + i)` only, so a long batch can be cut anywhere: decode the part
-        that starts at row r with `first=r`. Raises `ValueError` for another shape or a value that is not finite.
+        `references` float32 `[n, K, dim]` are embeddings of real things near to each, the nearest first, that may guide
+        what is made (ImageRAG, Shalev-Arkushin et al. 2025; `mix` for those that can read one embedding only).
+
+        Item i depends on `(embeddings[i], references[i], seed, first + i)` only, so a long batch can be cut anywhere:
+        decode the part that starts at row r with `first=r`. Raises `ValueError` for another shape or a value that is
+        not finite.
         """
         ...
 
@@ -123,6 +132,28 @@ def check_embeddings(embeddings: np.ndarray, dim: int, name: str) -> np.ndarray:
     if not finite.all():
         raise ValueError(f"{name}: embedding {int(np.argmin(finite))} holds a NaN or an infinity")
     return values
+
+
+def check_references(references: np.ndarray | None, n: int, dim: int, name: str) -> np.ndarray:
+    """Return `references` as float32 `[n, K, dim]`, K = 0 where there are none, or raise `ValueError`."""
+    if references is None:
+        return np.zeros((n, 0, dim), np.float32)
+    values = np.asarray(references, dtype=np.float32)
+    if values.ndim != 3 or (len(values), values.shape[2]) != (n, dim) or not np.isfinite(values).all():
+        raise ValueError(f"{name}: references must be finite numbers [{n}, K, {dim}], got {list(values.shape)}")
+    return values
+
+
+def mix(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Embeddings `[n, dim]` pulled toward the mean of their references `[n, K, dim]`, as long as they were.
+
+    Mixing in the embedding space is how Kandinsky (Razzhigaev et al. 2023, section 4) and unCLIP blend pictures.
+    """
+    if not references.shape[1]:
+        return embeddings
+    mixed = (1 - REFERENCE) * embeddings + REFERENCE * references.mean(axis=1)
+    lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in (embeddings, mixed)]
+    return (mixed * lengths[0] / np.maximum(lengths[1], 1e-12)).astype(np.float32)
 
 
 def _decoder_class(name: str) -> Any:

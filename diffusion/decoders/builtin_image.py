@@ -3,9 +3,10 @@
 It remembers the catalog's pictures as flat shapes (`shapes.py`) beside their embeddings, and draws by retrieval, as
 retrieval-augmented diffusion does (Blattmann et al. 2022, section 3): of the remembered pictures near the embedding it
 takes one, then the one whose blend with the first points most nearly where the embedding points, and draws what lies
-between their shapes. Nothing comes out that is one remembered picture unchanged. Fitting takes seconds on a catalog's
-own pictures, so nothing has to be shipped; the price is that it knows no shape its pictures do not have. (A latent flow
-with an autoencoder was trained for an hour on two cores first: its drawings of unseen things were blots.)
+between their shapes. Where references are given, only the pictures they name are drawn from. Nothing comes out that is
+one remembered picture unchanged. Fitting takes seconds on a catalog's own pictures, so nothing has to be shipped; the
+price is that it knows no shape its pictures do not have. (A latent flow with an autoencoder was trained for an hour on
+two cores first: its drawings of unseen things were blots.)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffusion.decoders.base import check_embeddings
+from diffusion.decoders.base import check_embeddings, check_references
 from diffusion.decoders.shapes import SIDE, Shapes, between, cut
 
 FIRST = 5  # remembered pictures the first is drawn from
@@ -55,15 +56,25 @@ class BuiltinImageDecoder:
     def __len__(self) -> int:
         return len(self.arrays["memory"])
 
-    def decode(self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0) -> list[Image.Image]:
-        """One RGB picture per embedding [n, dim]; picture i depends on (embeddings[i], seed, first + i) only."""
-        read = _read(
-            check_embeddings(embeddings, self.dim, self.name), self.arrays["mean"], self.arrays["axes"]
-        )  # [n, r]
-        return [self._draw(row, np.random.default_rng([seed, first + i])) for i, row in enumerate(read)]
-
-    def _draw(self, wanted: np.ndarray, random: np.random.Generator) -> Image.Image:
+    def decode(
+        self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0, references: np.ndarray | None = None
+    ) -> list[Image.Image]:
+        """One RGB picture per embedding [n, dim], out of the remembered pictures that `references` [n, K, dim] name,
+        or else out of all; picture i depends on (embeddings[i], references[i], seed, first + i) only."""
+        values = check_embeddings(embeddings, self.dim, self.name)
+        guides = check_references(references, len(values), self.dim, self.name)
+        mean, axes = self.arrays["mean"], self.arrays["axes"]
+        read = _read(values, mean, axes)  # [n, r]
         memory = self.arrays["memory"]
+        drawn = []
+        for i, (wanted, guide) in enumerate(zip(read, guides, strict=True)):
+            named = np.unique((memory @ _read(guide, mean, axes).T).argmax(axis=0))
+            among = named if len(named) > 1 else np.arange(len(memory))
+            drawn.append(self._draw(wanted, among, np.random.default_rng([seed, first + i])))
+        return drawn
+
+    def _draw(self, wanted: np.ndarray, among: np.ndarray, random: np.random.Generator) -> Image.Image:
+        memory = self.arrays["memory"][among]  # [N, r]
         likeness = memory @ wanted  # [N]
         near = np.argsort(-likeness, kind="stable")[:FIRST]
         odds = np.exp((likeness[near] - likeness[near[0]]) / CHOICE)
@@ -72,10 +83,10 @@ class BuiltinImageDecoder:
         fit = blends @ wanted / (np.linalg.norm(blends, axis=2) + 1e-9)  # [steps, N]
         fit[:, a] = -np.inf
         partners = np.argsort(-fit.max(axis=0), kind="stable")[:SECOND]
-        b = int(random.choice(partners)) if len(memory) > 1 else a
+        b = int(random.choice(partners[partners != a])) if len(memory) > 1 else a
         t = STEPS[int(fit[:, b].argmax())] if b != a else 0.0
         colour = float(random.choice([0.15, 0.85], p=[0.7, 0.3]))
-        return between(self._shapes(a), self._shapes(b), t, colour, self.config.side)
+        return between(self._shapes(int(among[a])), self._shapes(int(among[b])), t, colour, self.config.side)
 
     def _shapes(self, i: int) -> Shapes:
         packed = self.arrays["labels"][i]  # [SIDE, SIDE / 2]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffusion.decoders.base import Clip, check_embeddings
+from diffusion.decoders.base import Clip, check_embeddings, check_references, mix
 from diffusion.decoders.score import HEADER, START, VOCABULARY, Grammar, Score, render, to_midi
 
 SHIPPED = Path(__file__).parent / "weights" / "builtin_music"
@@ -145,16 +145,23 @@ class BuiltinMusicDecoder:
         self.config = network.config
         self.space, self.dim = network.config.space, network.config.dim
 
-    def decode(self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0) -> list[Clip]:
+    def decode(
+        self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0, references: np.ndarray | None = None
+    ) -> list[Clip]:
         """Play a clip for each of `embeddings` float32 `[n, dim]`; clip i depends on (embeddings[i], seed, first + i).
 
         Raises `ValueError` for another shape, or a value that is not finite.
         """
-        return [render(to_midi(score)) for score in self.write(embeddings, seed=seed, first=first)]
+        return [
+            render(to_midi(score)) for score in self.write(embeddings, seed=seed, first=first, references=references)
+        ]
 
-    def write(self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0) -> list[Score]:
+    def write(
+        self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0, references: np.ndarray | None = None
+    ) -> list[Score]:
         """Like `decode`, but return the scores."""
         values = check_embeddings(embeddings, self.dim, self.name)
+        values = mix(values, check_references(references, len(values), self.dim, self.name))
         return [self._write_one(row, np.random.default_rng([seed, first + i])) for i, row in enumerate(values)]
 
     @torch.inference_mode()

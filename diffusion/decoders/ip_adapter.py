@@ -43,6 +43,7 @@ class IPAdapterDecoder(PipelineDecoder):
     name, media = "ip_adapter", "image"
     config_class: type[PipelineConfig] = IPAdapterConfig
     places = ("model", "adapter")
+    several = True
 
     def load(self, options: dict[str, Any]) -> Any:
         file = PurePosixPath(self.config.adapter_file)
@@ -72,7 +73,7 @@ class IPAdapterDecoder(PipelineDecoder):
         return self.pipe(
             prompt=self.config.prompt,
             negative_prompt=self.config.negative_prompt,
-            ip_adapter_image_embeds=[torch.cat(both)[:, None]],  # [2 or 1, 1, dim]
+            ip_adapter_image_embeds=[torch.stack(both)],  # [2 or 1, 1 + K, dim]
             num_inference_steps=self.config.steps,
             guidance_scale=self.config.guidance,
             height=self.config.size,

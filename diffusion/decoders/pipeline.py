@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.decoders.base import check_embeddings
+from diffusion.decoders.base import check_embeddings, check_references, mix
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class PipelineDecoder:
     media: str
     config_class: type[PipelineConfig]
     places: tuple[str, ...] = ("model",)  # fields of the config that name a repository or a folder
+    several = False  # whether the pipeline attends to several embeddings; otherwise references are mixed into the one
 
     def __init__(self, config: PipelineConfig | None = None) -> None:
         self.config: Any = config or self.config_class()  # type: ignore[call-arg]  # subclasses have defaults
@@ -91,23 +92,29 @@ class PipelineDecoder:
         temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, folder / "config.json")
 
-    def decode(self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0) -> list[Any]:
+    def decode(
+        self, embeddings: np.ndarray, *, seed: int = 0, first: int = 0, references: np.ndarray | None = None
+    ) -> list[Any]:
         """A picture or clip for each of `embeddings` float32 `[n, dim]`; item i depends on (row i, seed, first + i).
 
         The first call loads the pipeline: `FileNotFoundError` where it is not to be had, `ValueError` where it reads
         embeddings of another length than the config says.
         """
         values = check_embeddings(embeddings, self.dim, self.name)
+        guides = check_references(references, len(values), self.dim, self.name)
+        if not self.several:
+            values, guides = mix(values, guides), guides[:, :0]
+        read = np.concatenate([values[:, None], guides], axis=1)  # [n, 1 + K, dim]
         if self.config.length is not None:
-            norms = np.linalg.norm(values, axis=1, keepdims=True)
-            values = values * (self.config.length / np.maximum(norms, 1e-12))
-        return [self._decode(row, seed, first + i) for i, row in enumerate(values)]
+            norms = np.linalg.norm(read, axis=2, keepdims=True)
+            read = read * (self.config.length / np.maximum(norms, 1e-12))
+        return [self._decode(rows, seed, first + i) for i, rows in enumerate(read)]
 
-    def _decode(self, row: np.ndarray, seed: int, index: int) -> Any:
+    def _decode(self, rows: np.ndarray, seed: int, index: int) -> Any:
         state = np.random.SeedSequence([seed % 2**64, index]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state))  # of the CPU: the same noise on every device
         with torch.no_grad():
-            return self.run(torch.tensor(row)[None].to(self.pipe.device, self.pipe.dtype), generator)
+            return self.run(torch.tensor(rows).to(self.pipe.device, self.pipe.dtype), generator)
 
     @cached_property
     def pipe(self) -> Any:
@@ -141,5 +148,5 @@ class PipelineDecoder:
         raise NotImplementedError
 
     def run(self, embedding: Tensor, generator: torch.Generator) -> Any:
-        """One item from one embedding `[1, dim]`."""
+        """One item from one embedding `[1, dim]`; references follow in further rows where there are `several`."""
         raise NotImplementedError

@@ -17,6 +17,7 @@ DATASETS = {
     "amazon_beauty": "Amazon 2014 Beauty, 5-core: titles and categories (brought along)",
     "amazon_sports": "Amazon 2014 Sports and Outdoors, 5-core (brought along)",
     "emotify": "400 clips of music, liked and disliked by groups of listeners (brought along)",
+    "oasis_beauty": "photographs that 757 people rated for beauty (brought along)",
 }
 
 
@@ -24,8 +25,9 @@ def prepare(name: str, destination: Path, *, progress: Progress | None = None, *
     """Prepare the dataset `name` of `DATASETS` in `destination`.
 
     Options: demo takes `seed`, `pictures`, `music`, `seconds`, `users`, `size`; ml100k takes `source` and `cache`;
-    movielens_posters takes `data` and `ratings`; the others take `data`. Where `data` is not given, the folder in the
-    environment variable MMREC_DATA is used. Raises `DatasetMissing` for an unknown name or absent files.
+    movielens_posters takes `data` and `ratings`, oasis_beauty `data` and `pictures_only`; the others take `data`. Where
+    `data` is not given, the folder in the environment variable MMREC_DATA is used. Raises `DatasetMissing` for an
+    unknown name or absent files.
     """
     destination = Path(destination)
     destination.mkdir(parents=True, exist_ok=True)
@@ -51,4 +53,8 @@ def prepare(name: str, destination: Path, *, progress: Progress | None = None, *
         from mmrec.datasets.emotify import emotify
 
         return emotify(data, destination, progress, **options)
+    if name == "oasis_beauty":
+        from mmrec.datasets.oasis import oasis_beauty
+
+        return oasis_beauty(data, destination, progress, **options)
     raise DatasetMissing(f"There is no dataset {name!r}.", mend=f"Use one of: {', '.join(DATASETS)}.")

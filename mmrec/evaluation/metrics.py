@@ -113,6 +113,42 @@ METRICS: dict[str, MetricInfo] = {
         1,
         "Share of the person's main tastes (at least 10 % of what they like) that the list touches.",
     ),
+    "miscalibration_held_out": MetricInfo(
+        "Miscalibration, held out",
+        "lower",
+        0,
+        1,
+        "Miscalibration against the mix of the likes that were held out, not of those shown.",
+    ),
+    "mode_coverage_held_out": MetricInfo(
+        "Taste coverage, held out",
+        "higher",
+        0,
+        1,
+        "Share of the main tastes among the likes held out that the list touches.",
+    ),
+    "energy_score": MetricInfo(
+        "Energy score",
+        "lower",
+        0,
+        2,
+        "How far the vectors handed over, as a distribution, are from the likes held out.",
+        "Gneiting & Raftery 2007",
+    ),
+    "vendi": MetricInfo(
+        "Vendi", "higher", 1, np.inf, "How many wholly different items the list is worth.", "Friedman & Dieng 2023"
+    ),
+    "cmmd": MetricInfo(
+        "CMMD",
+        "lower",
+        -np.inf,
+        np.inf,
+        "Distance of everybody's vectors from everybody's held-out likes, times 1000.",
+        "Jayasumana et al. 2024",
+    ),
+    "mauve": MetricInfo(
+        "MAUVE", "higher", 0, 1, "Overlap of the two distributions that CMMD compares.", "Pillutla et al. 2021"
+    ),
     "filled": MetricInfo("Filled", "higher", 0, 1, "Share of the places of the list that hold an item."),
     "valid": MetricInfo(
         "Valid",

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from diffusion.regression import RegressionPrior
     from retrieval.index import VectorIndex
     from retrieval.retriever import Mode, Retriever
+    from retrieval.worth import Worth
 
 Ranked = tuple[np.ndarray, np.ndarray]
-SEEDS = 16
-"""Seed embeddings the prior dreams per person before they are grounded."""
+SEEDS = 64
+"""Seed embeddings the prior dreams per person, to vote on the items that ground them."""
 
 
 class RetrieverRanker:
@@ -41,12 +42,22 @@ class RetrieverRanker:
 
 
 class DreamRanker:
-    """Vectors a diffusion prior dreams (or the one its regression baseline predicts), grounded in the catalog."""
+    """Vectors a diffusion prior dreams (or the one its regression baseline predicts), grounded in the catalog.
+
+    worth: what the log says of items beside the dreams, which then vote; None merges the neighbours of the dreams.
+    """
 
     def __init__(
-        self, name: str, model: Prior | RegressionPrior, index: VectorIndex, vectors: np.ndarray, seed: int = 0
+        self,
+        name: str,
+        model: Prior | RegressionPrior,
+        index: VectorIndex,
+        vectors: np.ndarray,
+        worth: Worth | None = None,
+        seed: int = 0,
     ) -> None:
-        self.name, self.model, self.index, self.vectors, self.seed = name, model, index, vectors, seed
+        self.name, self.model, self.index, self.vectors = name, model, index, vectors
+        self.worth, self.seed = worth, seed
 
     def recommend(
         self,
@@ -57,7 +68,7 @@ class DreamRanker:
         allowed: np.ndarray | None = None,
     ) -> Ranked:
         from diffusion.prior import Conditions, Prior
-        from retrieval.grounding import ground
+        from retrieval.grounding import ground, ground_by_votes
 
         liking = preferences or [np.ones(len(history), np.float32) for history in histories]
         conditions = Conditions.from_histories(histories, liking, self.vectors)
@@ -65,8 +76,14 @@ class DreamRanker:
             seeds = self.model.sample(conditions, SEEDS, seed=self.seed)  # [B, n, D]
         else:
             seeds = self.model.predict(conditions)[:, None]  # [B, 1, D]
-        grounded = [
-            ground(dreamt, None, self.index, k, exclude=history, allowed=allowed)
-            for dreamt, history in zip(seeds, histories, strict=True)
-        ]
+        if self.worth is None:
+            grounded = [
+                ground(dreamt, None, self.index, k, exclude=history, allowed=allowed)
+                for dreamt, history in zip(seeds, histories, strict=True)
+            ]
+        else:
+            grounded = [
+                ground_by_votes(dreamt, worth, self.index, k, exclude=history, allowed=allowed)
+                for dreamt, worth, history in zip(seeds, self.worth.of(histories, liking), histories, strict=True)
+            ]
         return np.stack([g.items for g in grounded]), np.stack([g.scores for g in grounded])

@@ -209,7 +209,10 @@ def _prior_rows(study: Study) -> list[Any]:
     else:
         checkpoints = study.models / f"prior-{study.protocol}"
         prior = fit_prior(study.workspace, study.recipe, study.split, study.seed, checkpoints)
-    return [_dreams(study, "prior", prior)]
+    from retrieval.worth import Worth
+
+    train = study.split.train
+    return [_dreams(study, "prior", prior, Worth(train.items, train.preferences, len(load_vectors(study.workspace))))]
 
 
 def _regression_rows(study: Study) -> list[Any]:
@@ -218,12 +221,12 @@ def _regression_rows(study: Study) -> list[Any]:
     return [_dreams(study, "regression", model)]
 
 
-def _dreams(study: Study, name: str, model: Any) -> Any:
+def _dreams(study: Study, name: str, model: Any, worth: Any = None) -> Any:
     from mmrec.evaluation.rankers import DreamRanker
     from retrieval.index import VectorIndex
 
     index = VectorIndex.load(study.workspace.require("index").path)
-    return DreamRanker(name, model, index, load_vectors(study.workspace), study.seed)
+    return DreamRanker(name, model, index, load_vectors(study.workspace), worth, study.seed)
 
 
 ROWS: dict[str, Callable[[Study], list[Any]]] = {

@@ -173,6 +173,40 @@ def test_dreams_are_created_and_a_thumb_counts_for_the_nearest_real_item(workspa
     assert "Dreams you liked" in texts(app)
 
 
+def test_a_liked_thing_is_changed_as_far_as_it_may(workspace, visit):
+    app = visit(workspace)
+    liked = like_three(app)
+    went(app, "dream")
+    app.slider(key="dial-n").set_value(1).run()
+    assert app.slider(key="dial-strength").disabled
+    app.selectbox(key="dial-edit").set_value(liked[0]).run()
+    vector = Recommender.load(workspace).vectors[Recommender.load(workspace).catalog.index[liked[0]]]
+    kept = []
+    for strength in (0.0, 0.3, 1.0):
+        app.slider(key="dial-strength").set_value(strength).run()
+        assert len(dreams(app)) == 1
+        kept.append(float(app.session_state["dreamt"][1].dreams[0].vector @ vector))
+    assert kept[0] > 0.99
+    assert kept[0] > kept[1] > kept[2]
+    app.selectbox(key="dial-edit").set_value("").run()
+    assert app.slider(key="dial-strength").disabled
+
+
+def test_a_taste_is_told_in_pictures_and_dials_act_where_they_are_told_to(workspace, visit):
+    recommender = Recommender.load(workspace)
+    app = visit(workspace, "dream")
+    assert app.slider(key="dial-interval").value == (0.0, 1.0)
+    anybody = dreams(app)
+    picture = next(path for row in range(len(recommender.catalog)) if (path := recommender.catalog.image_path(row)))
+    app.file_uploader(key="own").upload("mine.png", picture.read_bytes(), "image/png").run()
+    mine = dreams(app)
+    assert mine != anybody
+    app.slider(key="dial-likes").set_value(3.0).run()
+    strong = dreams(app)
+    app.slider(key="dial-interval").set_range(0.0, 0.3).run()
+    assert dreams(app) not in (mine, strong)
+
+
 def test_music_is_dreamt_too(workspace, visit):
     app = visit(workspace, "dream")
     app.slider(key="dial-n").set_value(1).run()

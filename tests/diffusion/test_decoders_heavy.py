@@ -406,6 +406,26 @@ def test_length_is_given_to_every_embedding(decoder, embeddings, made):
     assert same(short, made[0]) == (decoder.media == "audio")  # CLAP's have length 1 anyway
 
 
+def test_real_neighbours_guide_what_is_made(decoder, embeddings, made):
+    references = np.random.default_rng(1).standard_normal((3, 2, decoder.dim)).astype(np.float32)
+    guided = decoder.decode(embeddings, seed=5, references=references)
+    assert not any(same(a, b) for a, b in zip(guided, made, strict=True))
+    assert same(decoder.decode(embeddings[1:2], seed=5, first=1, references=references[1:2])[0], guided[1])
+    others = decoder.decode(embeddings[:1], seed=5, references=references[1:2])
+    assert not same(others[0], guided[0])
+    assert same(decoder.decode(embeddings[:1], seed=5, references=references[:1, :0])[0], made[0])
+    for wrong in (references[:2], references[:, :, 1:], references[0], references * np.nan):
+        with pytest.raises(ValueError, match="references"):
+            decoder.decode(embeddings, references=wrong)
+
+
+def test_an_adapter_attends_to_each_reference_and_others_to_their_mean(saved, decoder, embeddings):
+    references = np.random.default_rng(1).standard_normal((1, 2, decoder.dim)).astype(np.float32)
+    mean = references.mean(axis=1, keepdims=True).repeat(2, axis=1)
+    apart, merged = (decoder.decode(embeddings[:1], seed=5, references=r)[0] for r in (references, mean))
+    assert same(apart, merged) != saved[0].startswith("ip_adapter")
+
+
 def test_refuses_another_space_before_it_loads_anything(saved, tmp_path):
     name, folder = saved
     with pytest.raises(SpaceMismatch, match="minilm"):

@@ -114,6 +114,21 @@ def test_nothing_drawn_is_a_remembered_picture(taught):
             assert np.abs(pixels(picture) - pixels(remembered)).mean() > 0.5
 
 
+def test_only_what_the_references_name_is_drawn_from(taught):
+    decoder, embeddings = taught
+    greens = np.repeat(embeddings[None, 2:4], 8, axis=0)  # [8, 2, d]
+    toward_red = np.repeat(embeddings[:1], 8, axis=0)
+    for picture in decoder.decode(toward_red, references=greens):
+        assert ink(picture)[1] > ink(picture)[0] + 40, "green, whatever the embedding says"
+    free = [ink(picture) for picture in decoder.decode(toward_red)]
+    assert any(colour[0] > colour[1] + 40 for colour in free), "without them red comes too"
+    alone = decoder.decode(embeddings[:2], seed=1, references=embeddings[[2, 3]][:, None])
+    free = decoder.decode(embeddings[:2], seed=1)
+    assert [np.array_equal(a, b) for a, b in zip(alone, free, strict=True)] == [True, True], "one is nothing to blend"
+    with pytest.raises(ValueError, match="references"):
+        decoder.decode(embeddings[:2], references=greens)
+
+
 def test_saved_and_loaded_it_draws_the_same(taught, tmp_path):
     decoder, embeddings = taught
     decoder.save_pretrained(tmp_path)

@@ -17,6 +17,7 @@ from diffusion.decoders.score import (
     HARMONIC_BACKS,
     METRES,
     MODES,
+    TAIL_SECONDS,
     TOKEN,
     VOCABULARY,
     Grammar,
@@ -27,6 +28,7 @@ from diffusion.decoders.score import (
     step_features,
     to_midi,
 )
+from diffusion.fidelity import presentable
 
 SPACE, DIM = "tiny", 6
 TINY = MusicTrainingConfig(
@@ -232,6 +234,29 @@ def test_shipped_weights() -> None:
     in_scale = [step in MODES[score.mode] for score in scores for step in steps]
     assert np.mean(in_scale) > 0.75
     assert all(METRES[score.metre] for score in scores)
+
+
+def test_shipped_weights_play_what_one_can_listen_to() -> None:
+    decoder = load_decoder("builtin_music", "musicnn_mtt")
+    mean = decoder.network.mean.numpy()  # type: ignore[attr-defined]
+    scale = decoder.network.scale.numpy()  # type: ignore[attr-defined]
+    embeddings = (mean + scale * np.random.default_rng(1).normal(size=(6, 200))).astype(np.float32)
+    for clip, score in zip(decoder.decode(embeddings, seed=2), decoder.write(embeddings, seed=2), strict=True):  # type: ignore[attr-defined]
+        assert presentable(clip)
+        assert (np.abs(clip.samples) >= 0.999).sum() == 0, "clipped"
+        body = clip.samples[: -int(TAIL_SECONDS * clip.rate)]
+        loud = np.sqrt(np.mean(body**2))
+        assert 0.02 < loud < 0.4
+        assert abs(body.mean()) < 0.02, "an offset is heard as a click"
+        windows = body[: len(body) // clip.rate * clip.rate].reshape(-1, clip.rate)  # seconds
+        assert (np.sqrt((windows**2).mean(1)) > 0.02 * loud).all(), "a second of silence"
+        melody = [pitch for pitch, _ in score.voices[0] if pitch is not None]
+        assert len(melody) >= 6
+        assert len(set(melody)) >= 3, "one note again and again"
+        assert all(33 <= pitch <= 100 for voice in score.voices for pitch, _ in voice if pitch is not None)
+        leaps = np.abs(np.diff(melody))
+        assert np.mean(leaps <= 12) > 0.9, "leaps beyond an octave are rare"
+        assert np.median(leaps) <= 5
 
 
 def test_training_can_begin_with_a_decoder(decoder: BuiltinMusicDecoder, pairs: tuple[list[Score], np.ndarray]) -> None:

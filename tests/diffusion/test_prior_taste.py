@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from diffusion.fidelity import checks, select
+from diffusion.fidelity import checks, copy_threshold, keep
 from diffusion.guidance import Dials
 from diffusion.network import PriorConfig
 from diffusion.prior import Conditions, Prior
 from diffusion.regression import RegressionPrior, train_regression
 from diffusion.training import train_prior
+from diffusion.verifier import fit_verifier
 
 CLUSTERS, DIM = 10, 32
 SMALL = PriorConfig(
@@ -138,6 +139,30 @@ def test_temperature_is_exploration(world: World, prior: Prior) -> None:
     assert (np.diff(spread) > 0.02).all()
 
 
+def test_editing_leads_from_the_item_to_the_taste_by_one_number(world: World, prior: Prior) -> None:
+    tastes, conditions = told(world, count=20)
+    item = world.vectors[np.flatnonzero(world.cluster == 0)[0]]
+    others = (tastes[:, :2] != 0).all(1)  # people to whom the item means nothing
+    kept, liked = [], []
+    for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
+        seeds = prior.sample(conditions, 8, edit=item, strength=strength)[others]
+        kept.append((seeds @ item).mean())
+        liked.append(
+            np.mean([np.isin(row, t[:2]) for row, t in zip(nearest(world, seeds), tastes[others], strict=True)])
+        )
+    assert kept[0] == pytest.approx(1, abs=1e-5)
+    assert (np.diff(kept) < 0).all()
+    assert kept[1] > 0.5, "a light touch leaves the item recognisable"
+    assert liked[0] == 0
+    assert liked[-1] > 0.5
+    np.testing.assert_allclose(
+        prior.sample(conditions, 8, edit=item, strength=1.0), prior.sample(conditions, 8), atol=1e-5
+    )
+    for wrong in ({"edit": item, "strength": 1.5}, {"edit": item[1:]}, {"edit": item[None]}):
+        with pytest.raises(ValueError, match=r"strength|edits one vector"):
+            prior.sample(conditions, 1, **wrong)  # type: ignore[arg-type]
+
+
 def test_nobody_known_gives_the_whole_catalog(world: World, prior: Prior) -> None:
     nobody = Conditions(np.zeros((1, 0, DIM)), np.zeros((1, 0)), np.zeros((1, 0)))
     share = np.bincount(nearest(world, prior.sample(nobody, 300))[0], minlength=CLUSTERS) / 300
@@ -165,16 +190,19 @@ def test_bridge_outputs_given_as_steers_are_what_the_prior_learns(world: World) 
     assert (found == np.arange(CLUSTERS)[:, None]).mean() > 0.6
 
 
-def test_selecting_the_best_of_many_seeds_raises_taste_and_keeps_both_tastes(world: World, prior: Prior) -> None:
-    tastes, conditions = told(world, count=10)
-    many = prior.sample(conditions, 32)
-    best = select(many, conditions, 8)
-    assert best.shape == (10, 8, DIM)
-    score: dict[str, list[float]] = {"first": [], "best": []}
-    for row in range(10):
-        liked, disliked = conditions.history[row, :6], conditions.history[row, 6:]
-        for name, seeds in (("first", many[row, :8]), ("best", best[row])):
-            score[name].append(checks(seeds, world.vectors, liked, disliked)["taste"].mean())
-    assert np.mean(score["best"]) > np.mean(score["first"]) + 0.02
-    found = nearest(world, best)
-    assert np.mean([set(t[:2]) <= set(f) for t, f in zip(tastes, found, strict=True)]) > 0.8
+def test_refusing_what_the_verifier_finds_off_taste_keeps_both_tastes(world: World, prior: Prior) -> None:
+    tastes, items, rated = world.people(20, seed=7)
+    conditions = Conditions.from_histories(items, rated, world.vectors)
+    many = prior.sample(conditions, 32, dials=Dials(temperature=1.6))  # wild ones
+    verifier = fit_verifier(world.histories, world.preferences, world.vectors, seed=0)
+    assert verifier.held_out["auc"] > 0.9
+    on_taste: dict[str, list[float]] = {"first": [], "kept": []}
+    both = []
+    for row, taste in enumerate(tastes):
+        found = checks(many[row], world.vectors, items[row], rated[row], verifier, copy_threshold(world.vectors))
+        kept = many[row, keep(found["off_taste"], found["taste"], 8)]
+        for name, seeds in (("first", many[row, :8]), ("kept", kept)):
+            on_taste[name].append(np.isin(nearest(world, seeds), taste[:2]).mean())
+        both.append(set(taste[:2]) <= set(nearest(world, kept)))
+    assert np.mean(on_taste["kept"]) > np.mean(on_taste["first"]) + 0.05
+    assert np.mean(both) > 0.8

@@ -35,7 +35,7 @@ COMMANDS = [
     "index add",
     "add",
 ]
-COMMANDS += ["recommend", "imagine", "search", "show", "generate", "evaluate", "run", "app", ""]
+COMMANDS += ["recommend", "imagine", "rank", "search", "show", "generate", "evaluate", "run", "app", ""]
 
 
 @pytest.fixture
@@ -141,6 +141,29 @@ def test_questions_are_answered_in_tables(mmrec: Callable[..., Answer], tiny_wor
     code, out, _ = mmrec("imagine", *where, "--like", "pic-poodle", "-n", 2, "-k", 3, "--steps", 2, "--seed", 5)
     assert code == 0
     assert out == mmrec("imagine", *where, "--like", "pic-poodle", "-n", 2, "-k", 3, "--steps", 2, "--seed", 5)[1]
+    dials = ("--guidance", "likes=2", "--guidance", "avoid=3", "--interval", "0.2,0.9", "--exploration", 0.5)
+    turned = mmrec("imagine", *where, "--like", "pic-poodle", "-n", 2, "--steps", 2, "--seed", 5, *dials)
+    assert turned[0] == 0
+    assert turned[1] != out
+    (tmp_path / "own").mkdir()
+    picture = next((tiny_workspace / "sources").rglob("*.png"))
+    shutil.copy(picture, tmp_path / "own" / "holiday.png")
+    np.save(tmp_path / "me.npy", np.load(tiny_workspace / "vectors" / "vectors.npy")[0])
+    code, out, _ = mmrec(
+        "imagine", *where, "--pictures", tmp_path / "own", "--vector", tmp_path / "me.npy", "--refuse", "pic-bell"
+    )
+    assert code == 0
+    assert "pic-bell" not in re.findall(r"^ +\d+ +(\S+)", out, re.M)
+    edit = ("--edit", "pic-poodle", "--strength", 0.1, "--guidance", "likes=2", "--out", tmp_path / "made")
+    code, out, _ = mmrec("imagine", *where, "--like", "pic-bell", "-n", 1, "--steps", 2, *edit)
+    assert code == 0
+    assert "Poodle" in out
+    assert (tmp_path / "made" / "dream-00.png").is_file()
+    rank = ("--prompt", "food", "--prompt", "a train", "-n", 1, "--out", tmp_path / "ranked")
+    code, out, _ = mmrec("rank", *where, "--like", "pic-poodle", *rank)
+    assert code == 0
+    assert re.search(r"builtin_image +0\.\d{3} +0\.\d{3}", out), "a row for the decoder, a column for each prompt"
+    assert sorted(f.name for f in (tmp_path / "ranked").iterdir()) == ["rank-01.png", "rank-02.png"]
     code, out, _ = mmrec("search", "poodle", *where, "-k", 1)
     assert "pic-poodle" in out
     code, out, _ = mmrec("search", "poodle", *where, "-k", 3, "--by", "codes")
@@ -158,10 +181,19 @@ def test_questions_are_answered_in_tables(mmrec: Callable[..., Answer], tiny_wor
         (["recommend", "--like", "nothing"], "the catalog has no item 'nothing'"),
         (["recommend", "--like", "pic-poodle", "--mode", "psychic"], "'psychic'"),
         (["recommend", "--like", "pic-poodle", "--allowed", "absent.txt"], "absent.txt"),
+        (["imagine", "--guidance", "likes"], "the dials cannot be read"),
+        (["imagine", "--guidance", "colour=2"], "the dials cannot be read"),
+        (["imagine", "--interval", "0.9,0.1"], "the dials cannot be read"),
+        (["imagine", "--pictures", "absent"], "absent is no folder with pictures"),
+        (["imagine", "--vector", "absent.npy"], "absent.npy"),
         (["search"], "exactly one of text, image and audio"),
         (["search", "--image", "absent.png"], "absent.png: no such file"),
         (["generate", "sculptures"], "images or music, not 'sculptures'"),
         (["show", "nothing"], "the catalog has no item 'nothing'"),
+        (["imagine", "--edit", "nothing"], "the catalog has no item 'nothing'"),
+        (["generate", "images", "--guidance", "loud=2"], "the dials cannot be read"),
+        (["rank", "--what", "sculptures"], "images or music, not 'sculptures'"),
+        (["rank", "--decoder", "nothing"], "no decoder named 'nothing'"),
     ],
 )
 def test_questions_that_make_no_sense(

@@ -162,7 +162,7 @@ def test_what_is_not_ml100k_says_so(tmp_path: Path) -> None:
 # Datasets that are brought along --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["movielens_posters", "amazon_beauty", "amazon_sports", "emotify"])
+@pytest.mark.parametrize("name", ["movielens_posters", "amazon_beauty", "amazon_sports", "emotify", "oasis_beauty"])
 def test_an_absent_dataset_says_where_it_was_looked_for(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +212,18 @@ def test_emotify(tmp_path: Path) -> None:
     assert (len(catalog), len(histories)) == (400, 466)
     assert all(audio is not None for audio in catalog.audios)
     assert {-1.0, 0.0, 1.0} == set(np.concatenate(histories.preferences).tolist())
+
+
+@needs("oasis_beauty")
+def test_oasis_beauty(tmp_path: Path) -> None:
+    catalog = ingested(prepare("oasis_beauty", tmp_path, data=DATA), tmp_path)
+    histories = load_histories(tmp_path / "interactions", catalog.index)
+    assert (len(catalog), len(histories), sum(map(len, histories.items))) == (152, 757, 27_708)
+    assert all(image is not None for image in catalog.images)
+    assert len(set(map(len, histories.items))) > 1
+    everything = ingested(prepare("oasis_beauty", tmp_path / "all", data=DATA, pictures_only=False), tmp_path / "all")
+    assert len(everything) == 900
+    assert sum(image is not None for image in everything.images) == 152
 
 
 # The demo and its simulated people ------------------------------------------------------------------------------------

@@ -256,10 +256,36 @@ def test_as_many_dreams_and_items_as_asked_for(opened: Recommender, n: int, k: i
         assert dream.items[0].score == pytest.approx(best, abs=1e-4)
 
 
-def pull(opened: Recommender, vector: np.ndarray, likes: list[str], **steer: object) -> float:
+def pull(opened: Recommender, toward: np.ndarray, likes: list[str], **steer: object) -> float:
     """Mean cosine of dreams to a vector, over seeds."""
-    dreams = [d for seed in range(3) for d in opened.imagine(likes=likes, n=8, seed=seed, **steer).dreams]
-    return float(np.mean([dream.vector @ vector for dream in dreams]))
+    dreams = [d for seed in range(3) for d in opened.imagine(likes=likes, n=8, seed=seed, candidates=1, **steer).dreams]
+    return float(np.mean([dream.vector @ toward for dream in dreams]))
+
+
+def test_somebody_known_by_pictures_or_a_vector_alone(opened: Recommender, tmp_path: Path) -> None:
+    picture = opened.catalog.index["pic-poodle"]
+    shutil.copy(opened.catalog.image_path(picture), tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    vector = opened.vectors[picture]
+    nobody = pull(opened, vector, [])
+    assert pull(opened, vector, [], pictures=tmp_path) > nobody + 0.05
+    assert pull(opened, vector, [], pictures=[tmp_path / "a.png"]) == pull(opened, vector, [], pictures=tmp_path)
+    assert pull(opened, vector, [], vector=3 * vector) > nobody + 0.05
+    for wrong in ({"pictures": tmp_path / "none"}, {"pictures": [tmp_path / "b.png"]}, {"vector": np.ones(3)}):
+        with pytest.raises(MmrecError):
+            opened.imagine(**wrong)
+
+
+def test_a_round_learns_from_what_was_refused(opened: Recommender) -> None:
+    user = opened.histories.user_ids[2]
+    first = opened.imagine(user, k=5, n=4)
+    refused = ids(first.items)[:3]
+    again = opened.imagine(user, k=5, n=4, refused=refused)
+    assert not set(refused) & set(ids(again.items))
+    assert all(np.abs(a.vector - b.vector).max() > 0 for a, b in zip(first.dreams, again.dreams, strict=True))
+    rows = [opened.catalog.index[item] for item in refused]
+    away = opened.vectors[rows].mean(0)
+    assert np.mean([d.vector @ away for d in again.dreams]) < np.mean([d.vector @ away for d in first.dreams])
 
 
 def test_steers_pull_and_avoid_pushes(opened: Recommender, likes: list[str]) -> None:
@@ -308,6 +334,111 @@ def test_creations_are_of_the_right_kind(opened: Recommender, likes: list[str]) 
     other = opened.create(dreams[:1], medium="image", seed=6)[0]
     assert not np.array_equal(pictures[0].picture, other.picture)
     assert opened.create([]) == []
+
+
+def test_what_was_made_is_looked_at_again(opened: Recommender, likes: list[str]) -> None:
+    dreams = opened.imagine(likes=likes, n=3, seed=1).dreams
+    one, several = (opened.create(dreams, likes=likes, medium="image", candidates=c, seed=5) for c in (1, 6))
+    better = [b.checks["likeness"] - a.checks["likeness"] for a, b in zip(one, several, strict=True)]
+    assert np.mean(better) > 0.02, "the best of six is more like what was asked for than the first"
+    encoder = opened._encoder("image")
+    seen, _, mean = opened._centred("image")
+    for creation in several:
+        told = creation.checks
+        assert told["candidates"] == 6
+        assert told["presentable"] is True
+        assert 0 < told["made_taste"] < 1
+        made = encoder.encode([creation.picture], "image")[0] - mean
+        assert told["made_nearest_cosine"] == pytest.approx((seen @ made / np.linalg.norm(made)).max(), abs=1e-4)
+    strict = Recommender.load(opened.workspace.root)
+    strict._centres["image"] = (seen, -1.0, mean)  # everything counts as a copy
+    assert all(c.checks["copy"] for c in strict.create(dreams, likes=likes, medium="image", seed=5))
+
+
+def test_real_neighbours_guide_the_decoder(
+    opened: Recommender, likes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dreams = opened.imagine(likes=likes, n=2, seed=1).dreams
+    for medium in ("image", "audio"):
+        decoder, asked = opened.decoder(medium), []
+        draw = decoder.decode
+        monkeypatch.setattr(decoder, "decode", lambda *a, draw=draw, asked=asked, **k: asked.append(k) or draw(*a, **k))
+        opened.create(dreams, medium=medium, references=3, candidates=2, seed=5)
+        opened.create(dreams[:1], medium=medium, references=0, candidates=2, seed=5)
+        vectors, embeddings = opened._seen(medium)
+        for dream, told in zip(dreams, asked, strict=False):
+            nearest = embeddings[np.argsort(-(vectors @ dream.vector), kind="stable")[:3]]
+            np.testing.assert_array_equal(told["references"], np.stack([nearest] * 2))
+        assert asked[2]["references"] is None
+
+
+def test_dreams_off_taste_are_refused_unless_they_were_asked_for(
+    opened: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusion.prior import Dials
+
+    users, wild = opened.histories.user_ids[:12], Dials(temperature=1.5)
+    taste: dict[int, list[float]] = {1: [], 6: []}
+    for candidates in taste:
+        for user in users:
+            dreams = opened.imagine(user, n=4, candidates=candidates, dials=wild).dreams
+            taste[candidates] += [
+                c.checks["taste"] for c in opened.create(dreams, user=user, candidates=1, medium="image")
+            ]
+    share = {candidates: np.mean(np.array(values) > 0.5) for candidates, values in taste.items()}
+    assert share[6] > share[1] + 0.1
+    asked = [opened.imagine(users[0], text="a train", n=4, candidates=c, seed=2).dreams for c in (1, 4)]
+    for a, b in zip(*asked, strict=True):
+        np.testing.assert_allclose(a.vector, b.vector, atol=1e-4)
+    monkeypatch.setitem(opened.__dict__, "_threshold", -1.0)
+    copies = opened.imagine(users[0], text="a train", n=4, candidates=4, seed=2).dreams
+    assert not np.allclose(copies[0].vector, asked[0][0].vector, atol=1e-2), "all are copies now: the best of sixteen"
+
+
+def test_an_item_is_changed_as_far_as_the_number_says(opened: Recommender, likes: list[str]) -> None:
+    item = "pic-poodle"
+    vector = opened.vectors[opened.catalog.index[item]]
+    kept = [
+        np.mean([d.vector @ vector for d in opened.imagine(likes=likes, edit=item, strength=s, n=4).dreams])
+        for s in (0.0, 0.15, 0.3, 0.6, 1.0)
+    ]
+    assert kept[0] == pytest.approx(1, abs=1e-4)
+    assert (np.diff(kept) < 0).all()
+    assert kept[2] > 0.35
+    with pytest.raises(MmrecError, match="no item 'nothing'"):
+        opened.imagine(likes=likes, edit="nothing")
+
+
+def test_decoders_and_prompts_are_ranked_for_a_person(opened: Recommender, tmp_path: Path) -> None:
+    user, other = opened.histories.user_ids[:2]
+    opened.decoder("image").save_pretrained(tmp_path / "small")
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    (tmp_path / "small" / "config.json").write_text(json.dumps({**config, "side": 32}))
+    prompts, decoders = ("food", "a train"), ("builtin_image", str(tmp_path / "small"))
+    ranked = opened.rank(user, prompts=prompts, decoders=decoders, n=2, seed=3)
+    assert len(ranked) == 8
+    assert {(one.decoder, one.prompt) for one in ranked} == {(d, p) for d in decoders for p in prompts}
+    assert [one.score for one in ranked] == sorted((one.score for one in ranked), reverse=True)
+    assert all(one.score == one.creation.checks["made_taste"] for one in ranked)
+    assert {one.creation.picture.size for one in ranked if one.decoder == decoders[1]} == {(32, 32)}
+    theirs = opened.rank(other, prompts=prompts, decoders=decoders, n=2, seed=3)
+    assert [one.score for one in theirs] != [one.score for one in ranked], "ranked for a person"
+    with pytest.raises(ValueError, match="builtin_music draws embeddings of the space 'musicnn_mtt'"):
+        opened.rank(user, decoders=["builtin_music"])
+
+
+def test_dreams_for_many_are_the_same_whoever_else_is_asked(opened: Recommender) -> None:
+    users = opened.histories.user_ids[:7]
+    wish = {"n": 2, "steps": 2, "text": "food", "candidates": 2}
+    together = opened.dream_each(users, seeds=range(7), **wish)
+    for rows in ([3], [0, 1], [6, 2, 4]):
+        apart = opened.dream_each([users[r] for r in rows], seeds=rows, **wish)
+        for row, dreams in zip(rows, apart, strict=True):
+            for a, b in zip(dreams, together[row], strict=True):
+                np.testing.assert_array_equal(a.vector, b.vector)
+                assert ids(a.items) == ids(b.items)
+    alone = opened.imagine(users[5], n=2, steps=2, text="food", candidates=2, seed=5)
+    np.testing.assert_allclose(alone.dreams[0].vector, together[5][0].vector, atol=1e-4)
 
 
 # -- people and places -------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.grounding import ground
+from retrieval.grounding import ground, ground_by_votes
 from retrieval.index import VectorIndex, unit
 
 
@@ -85,3 +85,37 @@ def test_wrong_weights_are_named() -> None:
     with pytest.raises(ValueError, match="all weights are zero"):
         ground(at(0, 1), np.zeros(2), INDEX, 3)
     assert (ground(np.empty((0, 2), np.float32), None, INDEX, 3).items == -1).all()
+
+
+def test_votes_share_the_list_among_tastes_and_each_place_goes_to_what_is_worth_most_there() -> None:
+    worth = np.zeros(360)
+    worth[[7, 195]] = 2.0
+    seeds = at(*np.linspace(5, 15, 20), *np.linspace(195, 205, 10))
+    grounding = ground_by_votes(seeds, worth, INDEX, 9, reach=40)
+    assert (np.abs(grounding.items - 10) < 40).sum() == 6
+    assert (np.abs(grounding.items - 200) < 40).sum() == 3
+    assert {7, 195} <= set(grounding.items[:3].tolist())
+    assert len(set(grounding.items)) == 9
+
+
+def test_votes_hide_what_is_excluded_and_fill_the_list_wherever_they_can() -> None:
+    allowed = np.zeros(360, bool)
+    allowed[[1, 2, 3, 50]] = True
+    grounding = ground_by_votes(at(2), np.zeros(360), INDEX, 6, exclude=np.array([2]), allowed=allowed)
+    assert sorted(grounding.items[:3].tolist()) == [1, 3, 50]
+    assert (grounding.items[3:] == -1).all()
+    assert np.isneginf(grounding.scores[3:]).all()
+
+
+def test_votes_over_a_few_candidates_give_what_votes_over_all_items_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    worth = np.random.default_rng(0).normal(size=360)
+    seeds = at(10, 11, 12, 100)
+    everything = ground_by_votes(seeds, worth, INDEX, 8, reach=60)
+    monkeypatch.setattr("retrieval.grounding.CONSIDERED", 60)
+    np.testing.assert_array_equal(ground_by_votes(seeds, worth, INDEX, 8, reach=60).items, everything.items)
+
+
+@pytest.mark.parametrize("worth", [np.zeros(3), np.full(360, np.nan)])
+def test_worth_must_fit_the_catalog(worth: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="worth"):
+        ground_by_votes(at(1), worth, INDEX, 3)
