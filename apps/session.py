@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from mmrec.errors import MmrecError
 from mmrec.workspace import MENDS
@@ -130,8 +131,16 @@ def keep_dials() -> None:
 
 
 def rate(key: str, item_id: str, preference: float, origin: str) -> None:
-    """Keep one click, before the page is drawn again."""
-    recommender().feedback.add(key, item_id, preference, origin)
+    """Keep one click, before the page is drawn again.
+
+    Clicks that come in while the page is drawn are handed over by Streamlit all together before the next run, and the
+    last one first: each is put before those that this run has kept already.
+    """
+    context = get_script_run_ctx()
+    run = context and context.cursors  # an object that every run of the script makes anew
+    of_run, later = st.session_state.get("kept", (None, []))
+    rows = recommender().feedback.add(key, item_id, preference, origin, later if of_run is run else ())
+    st.session_state["kept"] = run, rows
     st.session_state["rated"] = True
 
 

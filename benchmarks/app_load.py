@@ -231,20 +231,14 @@ def kept(workspace: Path) -> dict[str, list[tuple[str, int]]]:
     return told
 
 
-def settle(workspace: Path, people: list[Visitor], haste: int = HASTE) -> dict[str, list[tuple[str, int]]]:
+def settle(workspace: Path, people: list[Visitor]) -> dict[str, list[tuple[str, int]]]:
     """What is kept once every click sent has come down; clicks made in haste may take a moment longer."""
     until = time.monotonic() + 60
     while True:
         told = kept(workspace)
-        if all(agree(p.sent, told.get(p.name, []), haste) for p in people) or time.monotonic() > until:
+        if all(p.sent == told.get(p.name, []) for p in people) or time.monotonic() > until:
             return told
         time.sleep(0.5)
-
-
-def agree(sent: list[tuple[str, int]], told: list[tuple[str, int]], haste: int = HASTE) -> bool:
-    """Every click once and in order; of those made in haste Streamlit may answer several at once, in any order."""
-    calm = len(sent) - haste
-    return told[:calm] == sent[:calm] and sorted(told[calm:]) == sorted(sent[calm:])
 
 
 def after_a_kill(people: list[Visitor], told: dict[str, list[tuple[str, int]]]) -> None:
@@ -301,7 +295,7 @@ def main() -> None:
     for name, value in numbers.items():
         print(f"{name:36s} {value:,.2f}")
     for person in people:
-        if not agree(person.sent, told.get(person.name, [])) or person.errors:
+        if person.sent != told.get(person.name, []) or person.errors:
             sys.exit(f"{person.name}: sent {person.sent}, kept {told.get(person.name)}, saw {person.errors}")
     if options.record:
         record(numbers, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,18 +31,27 @@ class Feedback:
             )
             connection.execute("CREATE INDEX IF NOT EXISTS by_person ON feedback (person, time)")
 
-    def add(self, person: str, item: str, preference: float, origin: str) -> None:
+    def add(self, person: str, item: str, preference: float, origin: str, before: Sequence[int] = ()) -> list[int]:
         """Keep one click: ``preference`` 1 for a like, -1 for a dislike, 0 for a like or dislike taken back.
 
         Args:
             person: who clicked.
             item: an item id, or ``dream:<name>`` for something created.
             origin: where it was shown ("start", "recommend", "dream", "search").
+            before: rows of clicks that are here already and were made after this one, oldest first.
+
+        Returns:
+            Its row, and the rows that those of ``before`` now have.
         """
         with self._connection() as connection:
-            connection.execute(
+            kept = connection.execute(
                 "INSERT INTO feedback VALUES (?, ?, ?, ?, ?)", (time.time(), person, item, preference, origin)
             )
+            rows = [int(kept.lastrowid or 0)]
+            for row in before:
+                rows.append(rows[-1] + 1)
+                connection.execute("UPDATE feedback SET rowid = ? WHERE rowid = ?", (rows[-1], row))
+        return rows
 
     def of(self, person: str) -> dict[str, float]:
         """Item -> the person's latest preference, oldest opinion first; what was taken back is left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,25 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    write_atomically(path, write)
+
+
+def write_index(path: Path, index: Any) -> None:
+    """A FAISS index. By its own writer, FAISS takes no notice if the disk is full when it closes the file."""
+    faiss: Any = import_module("faiss")  # its types lack callbacks
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+
+    write_atomically(path, write)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.files import read_json, write_atomically, write_json
+from retrieval.files import read_json, write_array, write_index, write_json
 from retrieval.ranking import check_allowed, rank
 
 SPACING_ITEMS = 20_000
@@ -23,8 +23,10 @@ class VectorIndex:
     """
 
     def __init__(self, index: Any, factory: str, spacing: np.ndarray) -> None:
+        from retrieval.gpu import OnGpus
+
         self._index = index
-        self._gpu = _on_gpu(index)
+        self._gpus = OnGpus.of(index)
         self.factory = factory
         self.spacing = spacing
 
@@ -80,7 +82,9 @@ class VectorIndex:
         if wide == 0 or len(queries) == 0:
             return scores, items
         if allowed is None:
-            scores[:, :wide], items[:, :wide] = (self._gpu or self._index).search(queries, wide)
+            nprobe = int(getattr(self._index, "nprobe", 0))
+            answered = self._gpus.search(queries, wide, nprobe) if self._gpus else None
+            scores[:, :wide], items[:, :wide] = answered or self._index.search(queries, wide)
             short = np.flatnonzero((items[:, :wide] < 0).any(axis=1))
         else:
             parameters = _parameters(self._index, faiss.IDSelectorBatch(np.flatnonzero(allowed)))
@@ -103,8 +107,8 @@ class VectorIndex:
     def save(self, path: Path) -> None:
         """Write `index.faiss`, `spacing.npy` and `index.json` into the folder `path`."""
         path = Path(path)
-        write_atomically(path / "index.faiss", lambda temporary: _save_index(temporary, self._index))
-        write_atomically(path / "spacing.npy", lambda temporary: _save_array(temporary, self.spacing))
+        write_index(path / "index.faiss", self._index)
+        write_array(path / "spacing.npy", self.spacing)
         write_json(path / "index.json", {"factory": self.factory, "items": len(self), "dim": self.dim})
 
     @classmethod
@@ -144,17 +148,6 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / lengths
 
 
-def _on_gpu(index: Any) -> Any:
-    import faiss
-
-    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
-        return None
-    try:
-        return faiss.index_cpu_to_all_gpus(index)
-    except RuntimeError:  # a kind of index that FAISS keeps on the CPU
-        return None
-
-
 def _make_reconstructible(index: Any) -> None:
     import faiss
 
@@ -176,16 +169,3 @@ def _parameters(index: Any, selector: Any) -> Any:
     if isinstance(index, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
     return None
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
-def _save_index(path: Path, index: Any) -> None:
-    """FAISS itself takes no notice if the disk is full when it closes the file."""
-    faiss: Any = import_module("faiss")  # its types lack callbacks
-
-    with path.open("wb") as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))

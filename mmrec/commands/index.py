@@ -55,6 +55,7 @@ def build(
         return
     from mmrec.engines import make_engine
     from mmrec.errors import MmrecError
+    from mmrec.workspace import writing
     from retrieval import vector_store
 
     runs = make_engine(engine, address)
@@ -73,7 +74,7 @@ def build(
     if out is None:
         raise MmrecError("there is no folder to build into", mend="--out INDEX")
     budget = vector_store.Budget(_bytes(memory), recall, latency)
-    with _progress() as tell:
+    with writing(out), _progress() as tell:
         report = vector_store.build(
             out,
             source,
@@ -93,10 +94,12 @@ def add(
     index: Index, shards: Shards, modality: Modality = None, id_column: IdColumn = None, space: Space = None
 ) -> None:
     """Add the vectors of a folder of shards; nothing is trained again."""
+    from mmrec.workspace import writing
     from retrieval import vector_store
 
     source, name = _shards(shards, modality, id_column, space)
-    print(f"{vector_store.add(index, source, space=name):,} added")
+    with writing(index):
+        print(f"{vector_store.add(index, source, space=name):,} added")
 
 
 @app.command()
@@ -104,10 +107,12 @@ def update(
     index: Index, shards: Shards, modality: Modality = None, id_column: IdColumn = None, space: Space = None
 ) -> None:
     """Replace the vectors and metadata of ids that are in the index."""
+    from mmrec.workspace import writing
     from retrieval import vector_store
 
     source, name = _shards(shards, modality, id_column, space)
-    print(f"{vector_store.update(index, source, space=name):,} updated")
+    with writing(index):
+        print(f"{vector_store.update(index, source, space=name):,} updated")
 
 
 @app.command()
@@ -117,26 +122,31 @@ def remove(
     file: Annotated[Path | None, typer.Option("--file", help="A file with one id a line.")] = None,
 ) -> None:
     """These ids answer no more; compact wins their place back."""
+    from mmrec.workspace import writing
     from retrieval import vector_store
 
-    print(f"{vector_store.remove(index, [*(ids or []), *(_lines(file) if file else [])]):,} removed")
+    with writing(index):
+        print(f"{vector_store.remove(index, [*(ids or []), *(_lines(file) if file else [])]):,} removed")
 
 
 @app.command()
 def compact(index: Index) -> None:
     """Build again without what was removed, for the budget of before."""
+    from mmrec.workspace import writing
     from retrieval import vector_store
 
-    with _progress() as tell:
+    with writing(index), _progress() as tell:
         _say(vector_store.compact(index, tell), None)
 
 
 @app.command()
 def rollback(index: Index, to: Annotated[int | None, typer.Option(help="The number of a version.")] = None) -> None:
     """Go back to the version before, or to one by its number."""
+    from mmrec.workspace import writing
     from retrieval import vector_store
 
-    print(f"version {int(vector_store.rollback(index, to).name)} answers now")
+    with writing(index):
+        print(f"version {int(vector_store.rollback(index, to).name)} answers now")
 
 
 @app.command()
@@ -279,7 +289,7 @@ def _shards(folder: Path, modality: str | None, id_column: str | None, space: st
     if name is None:
         raise MmrecError(
             f"{folder} does not say which encoder made its vectors, and an index refuses queries of another",
-            mend='name the encoder: --space "open_clip ViT-B-32"',
+            mend="name the encoder: --space open_clip:ViT-B-32/openai",
         )
     return shards, name
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrieval.files import read_json, write_atomically, write_json
+from retrieval.files import read_json, write_array, write_index, write_json
 from retrieval.vector_store import faiss_index, plan
 from retrieval.vector_store.faiss_index import Effort
 from retrieval.vector_store.plan import Budget, Measured
@@ -162,7 +162,7 @@ class _Job:
             schema = schema or table.schema
             writer = writer or pa.ipc.new_file(str(rows_file), schema)
             writer.write_table(table.cast(schema))
-            save_array(self.work / "vectors" / f"{number:05d}.npy", vectors)
+            write_array(self.work / "vectors" / f"{number:05d}.npy", vectors)
             rows += len(vectors)
         if writer is None:
             raise ValueError("none of the vectors has a direction: there is nothing to index")
@@ -198,7 +198,7 @@ class _Job:
             lists = int(getattr(faiss_index.core(index), "nlist", 0))
             self.progress("training", 0, 1)
             faiss_index.train(index, self._sample(max(SAMPLE, lists * faiss_index.TRAINING_POINTS), rows))
-            write_atomically(trained, lambda temporary: faiss_index.save(temporary, index))
+            write_index(trained, index)
         checkpoints = sorted(self.work.glob("encoded-*.faiss"))
         start = int(checkpoints[-1].stem.removeprefix("encoded-")) if checkpoints else 0
         index = faiss_index.load(checkpoints[-1] if checkpoints else trained)
@@ -213,7 +213,7 @@ class _Job:
             self.progress("encoding", number + 1, len(blocks))
             if (number + 1) % every == 0 or number + 1 == len(blocks):
                 checkpoint = self.work / f"encoded-{number + 1:06d}.faiss"
-                write_atomically(checkpoint, lambda temporary: faiss_index.save(temporary, index))
+                write_index(checkpoint, index)
                 for old in checkpoints:
                     old.unlink(missing_ok=True)
                 checkpoints = [checkpoint]
@@ -239,8 +239,8 @@ class _Job:
         """Add the rows held out, and leave nothing in the folder but the version."""
         if int(index.ntotal) < state["rows"]:
             faiss_index.append(index, unit(np.load(self.blocks[-1], allow_pickle=False)), len(self.blocks) - 1)
-        write_atomically(self.work / "index.faiss", lambda temporary: faiss_index.save(temporary, index))
-        save_array(self.work / "removed.npy", np.zeros(state["rows"], bool))
+        write_index(self.work / "index.faiss", index)
+        write_array(self.work / "removed.npy", np.zeros(state["rows"], bool))
         for name in ("copied.json", "choice.json", "trained.faiss", "tuned.json"):
             (self.work / name).unlink(missing_ok=True)
         for file in [*self.work.glob("encoded-*"), *self.work.glob(".*"), *self.work.glob("vectors/.*")]:
@@ -249,14 +249,6 @@ class _Job:
     def _sample(self, most: int, rows: int) -> np.ndarray:
         picked = np.random.default_rng(self.seed).choice(rows, min(most, rows), replace=False)
         return unit(gather(self.blocks, np.sort(picked)))
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-
-    write_atomically(path, write)
 
 
 def _regroup(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retrieval.files import write_array, write_index
 from retrieval.vector_store import faiss_index
-from retrieval.vector_store.build import Progress, Report, build, save_array, unit
+from retrieval.vector_store.build import Progress, Report, build, unit
 from retrieval.vector_store.plan import Budget
 from retrieval.vector_store.sources import Source
 from retrieval.vector_store.store import VectorStore
@@ -115,10 +116,10 @@ def _append(store: VectorStore, work: Path, source: Source, space: str, removed:
             ids = table["id"].to_pylist()
             _refuse_known(ids, seen, taken)
             faiss_index.append(index, np.ascontiguousarray(units[good]), number)
-            save_array(work / "vectors" / f"{number:05d}.npy", np.asarray(vectors[good]))
+            write_array(work / "vectors" / f"{number:05d}.npy", np.asarray(vectors[good]))
             writer.write_table(table)
             added, number = added + len(ids), number + 1
-    faiss_index.save(work / "index.faiss", index)
+    write_index(work / "index.faiss", index)
     _publish(store, work, np.concatenate([removed, np.zeros(added, bool)]))
     return added
 
@@ -151,7 +152,7 @@ def _publish(store: VectorStore, work: Path, removed: np.ndarray) -> None:
     for name in store.about["files"]:
         if name.startswith("vectors/"):
             link(store.version / name, work / name)
-    save_array(work / "removed.npy", removed)
+    write_array(work / "removed.npy", removed)
     about = {key: value for key, value in store.about.items() if key not in ("files", "parent")}
     about["rows"] = int(len(removed) - removed.sum())
     unchanged = {

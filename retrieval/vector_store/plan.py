@@ -74,7 +74,8 @@ def candidates(dim: int, rows: int) -> list[list[str]]:
     fine = ["Flat", "HNSW32,Flat", "IVF{lists},Flat", "IVF{lists},SQ8", "IVF{lists},RaBitQfs,Refine(SQ8)"]
     thin = max(16, dim // 80 * 16)  # 512 -> 96
     if dim >= 4 * thin:
-        fine += [f"PCA{thin},HNSW16_SQ8,Refine(SQ8)", f"PCA{2 * thin},HNSW32_SQ8,Refine(SQ8)"]
+        graphs = (f"PCAR{thin},HNSW16", f"PCAR{thin},HNSW32", f"PCAR{2 * thin},HNSW32")
+        fine += [f"{graph}_SQ8_direct,Refine(SQ8)" for graph in graphs]
     coarse = ["IVF{lists},RaBitQ4", "IVF{lists},SQ4"]
     tiny = [f"OPQ{m}_{4 * m},IVF{{lists}},PQ{m}" for m in (dim // 8, dim // 16)] if dim % 16 == 0 else []
     return [fine, coarse, tiny]

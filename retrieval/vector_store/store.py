@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retrieval.gpu import OnGpus
 from retrieval.index import unit
 from retrieval.vector_store import faiss_index
 from retrieval.vector_store.faiss_index import Effort
+from retrieval.vector_store.pages import use_huge_pages
 from retrieval.vector_store.sources import gather
 from retrieval.vector_store.versions import current, verify
 
@@ -34,6 +36,9 @@ class VectorStore:
     def __init__(self, version: Path, about: dict[str, Any], mmap: bool) -> None:
         self.version, self.about = version, about
         self._index = faiss_index.load(version / "index.faiss", mmap)
+        if not mmap:
+            use_huge_pages(self._index)
+        self._gpus = None if mmap else OnGpus.of(self._index)
         self.effort = Effort(**about["report"]["effort"])
         self.removed: np.ndarray = np.load(version / "removed.npy", allow_pickle=False)
         if not len(self.removed) == self._index.ntotal == self._ids.length():
@@ -94,6 +99,10 @@ class VectorStore:
             raise ValueError(f"allowed is {allowed.dtype} {list(allowed.shape)}: need bool [{len(self.removed)}]")
         units = unit(queries) if len(queries) else np.zeros((0, self.dim), np.float32)
         if allowed is None and not self._any_removed:
+            reach, rerank = self.effort.reach, self.effort.rerank
+            answered = self._gpus.search(units, k, reach, rerank) if self._gpus and len(units) else None
+            if answered is not None:
+                return 1.0 - answered[0] / 2.0, answered[1]
             return faiss_index.search(self._index, units, k, self.effort)
         alive = ~self.removed if allowed is None else allowed & ~self.removed
         return faiss_index.search(self._index, units, k, self.effort, alive)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from kills import Warm
@@ -111,6 +113,17 @@ def write_source(source: Path) -> None:
     for name, rows in (("items", items), ("log", events)):
         with (source / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
+
+
+def shards(folder: Path, ids: range) -> Path:
+    """Embeddings of 32 numbers, and their ids, as `mmrec embed` lays them."""
+    (folder / "image_emb").mkdir(parents=True)
+    (folder / "metadata").mkdir()
+    vectors = np.random.default_rng(len(ids)).standard_normal((len(ids), 32)).astype(np.float32)
+    np.save(folder / "image_emb" / "image_emb_0.npy", vectors)
+    pq.write_table(pa.table({"item_id": [f"i{row}" for row in ids]}), folder / "metadata" / "metadata_0.parquet")
+    (folder / "spaces.json").write_text('{"image": {"space": "drawn"}}', encoding="utf-8")
+    return folder
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ import pytest
 import soundfile
 from kills import Moment, Warm, random_moments
 
-from conftest import Small
+from conftest import Small, shards
 from mmrec.workspace import MENDS, Workspace
+from retrieval.vector_store import VectorStore, versions
 
 RANDOM = 5
 TIMED = "users_per_second"
@@ -142,6 +143,31 @@ def test_making_for_many_people(what: str, small: Small, tmp_path: Path, warm: W
     assert json.loads((one / people[0] / "manifest.json").read_text(encoding="utf-8"))[0]["user"] == people[0]
 
 
+def test_a_large_index(tmp_path: Path, warm: Warm) -> None:
+    """Killed while it is built, while it grows and while it shrinks; what is in place answers all the while."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    more = shards(tmp_path / "more", range(3_000, 3_500))
+    commands = [
+        ["build", str(shards(tmp_path / "shards", range(3_000))), "--factory", "IVF8,SQ8", "--out"],
+        ["add", str(more)],
+        ["remove", "i7", "i3001"],
+    ]
+    for change, *rest in commands:
+        command = ["index", change, *rest, str(other)] if change == "build" else ["index", change, str(other), *rest]
+        touches = warm.finish([str(one) if word == str(other) else word for word in command], str(one)).touches
+        before = (other / "current").resolve()
+        for moment in random_moments(f"large index, {change}", str(other), touches, RANDOM):
+            if not warm.run(command, moment).killed:  # it was done, or had been before the last kill
+                break
+            KILLED.append("large index")
+            if (other / "current").exists():
+                versions.verify(versions.current(other))
+        if (other / "current").resolve() == before:
+            warm.finish(command)
+            assert not list((other / ".partial").glob("*"))
+        assert VectorStore.open(other).about["files"] == VectorStore.open(one).about["files"]
+
+
 def same_file(one: Path, other: Path) -> None:
     """The same bytes; of Ogg files, each of which has a serial number of its own, the same sound."""
     if one.suffix == ".ogg":
@@ -185,4 +211,4 @@ def test_it_was_killed_often_enough(request: pytest.FixtureRequest) -> None:
         pytest.skip("only part of the kills was asked for")
     killed = {what: KILLED.count(what) for what in KILLED}
     assert len(KILLED) >= 50, killed
-    assert {*STAGES, "generate"} <= set(killed)
+    assert {*STAGES, "generate", "large index", "dataset"} <= set(killed)

@@ -53,6 +53,20 @@ def test_many_sessions_at_once_lose_nothing(tmp_path: Path) -> None:
     assert all(list(feedback.of(f"person {n}")) == [f"item {c}" for c in range(10)] for n in range(16))
 
 
+def test_clicks_that_are_handed_over_last_first(tmp_path: Path) -> None:
+    feedback = Feedback(tmp_path / "feedback.sqlite")
+    feedback.add("ann", "early", 1, "start")
+    later: list[int] = []
+    for item in ("fourth", "third", "second"):
+        later = feedback.add("ann", item, 1, "start", later)
+        feedback.add("bob", item, 1, "start")
+    assert list(feedback.of("ann")) == ["early", "second", "third", "fourth"]
+    assert list(feedback.of("bob")) == ["fourth", "third", "second"]
+    feedback.add("ann", "late", 1, "start")
+    assert list(feedback.of("ann"))[-1] == "late"
+    assert feedback.count() == 8
+
+
 CLICKS = """
 import sys
 from pathlib import Path

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +17,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from retrieval import vector_store
-from retrieval.vector_store import Arrays, Budget, DamagedIndex, ForeignSpace, VectorStore, plan
+from retrieval import gpu, vector_store
+from retrieval.index import VectorIndex, unit
+from retrieval.vector_store import Arrays, Budget, DamagedIndex, ForeignSpace, VectorStore, faiss_index, plan
 from retrieval.vector_store.faiss_index import Effort, create
 
 SPACE = "made for the test"
@@ -45,6 +48,7 @@ KINDS = [
     "SQ8",
     "HNSW16,Flat",
     "PCA16,HNSW16_SQ8,Refine(SQ8)",
+    "PCAR16,HNSW16_SQ8_direct,Refine(SQ8)",
     "IVF16,Flat",
     "IVF16,SQ8",
     "IVF16,RaBitQ4",
@@ -286,7 +290,7 @@ def test_queries_of_another_space_are_refused(tmp_path: Path) -> None:
 BUILD = """
 import sys, time
 from pathlib import Path
-from retrieval import vector_store
+from retrieval import gpu, vector_store
 import faiss
 faiss.omp_set_num_threads(1)
 source = vector_store.open_shards(Path(sys.argv[1]))
@@ -297,7 +301,7 @@ vector_store.build(Path(sys.argv[2]), source, space="s", factory=sys.argv[3], bl
 """
 
 
-@pytest.mark.parametrize("factory", ["PCA16,HNSW8_SQ8,Refine(SQ8)", "IVF8,SQ8"])
+@pytest.mark.parametrize("factory", ["PCAR16,HNSW8_SQ8_direct,Refine(SQ8)", "IVF8,SQ8"])
 def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path, factory: str) -> None:
     folder = tmp_path / "shards" / "img_emb"
     folder.mkdir(parents=True)
@@ -331,6 +335,42 @@ def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path, factory: str) 
     assert ours.keys() == theirs.keys()
     for name in ours.keys() - {"index.json"}:  # it holds the times
         assert ours[name].read_bytes() == theirs[name].read_bytes(), name
+
+
+STREAM = """
+import resource, sys
+from pathlib import Path
+import faiss, pyarrow.compute, pyarrow.parquet
+from retrieval import gpu, vector_store
+faiss.omp_set_num_threads(1)
+held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+shards = vector_store.open_shards(Path(sys.argv[1]))
+module = sys.modules["retrieval.vector_store.build"]
+module.SAMPLE, module.HELD_OUT = 5_000, 100
+before = held()
+vector_store.build(Path(sys.argv[2]), shards, space="s", factory="PCA8,SQ8", block=int(sys.argv[3]))
+print(held() - before)
+"""
+
+
+def test_vectors_larger_than_memory_stream_through(tmp_path: Path) -> None:
+    """Four times the vectors add little to the peak of memory, and all of them at once, for comparison, add them."""
+    shard, wide = 10_000, 256
+    for name, count in (("few", 6), ("many", 24)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            np.save(tmp_path / name / f"{number}.npy", vectors(shard, wide, number % 4).astype(np.float16))
+    more = 18 * shard * wide * 2 / 2**20  # MB
+
+    def peak(name: str, block: int) -> float:
+        command = [sys.executable, "-c", STREAM, str(tmp_path / name), str(tmp_path / f"{name}-{block}"), str(block)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
+
+    few, many, at_once = peak("few", 5_000), peak("many", 5_000), peak("many", 24 * shard)
+    assert many - few < more / 3, (few, many, more)
+    assert at_once - few > more, (few, at_once, more)
 
 
 def test_two_writers_are_told_apart(tmp_path: Path) -> None:
@@ -404,3 +444,74 @@ def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
     (tmp_path / "a" / "text_emb").mkdir()
     with pytest.raises(ValueError, match="img, text"):
         vector_store.open_shards(tmp_path / "a")
+
+
+# -- GPUs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls of faiss-gpu that are made, with copies on the CPU in place of those on GPUs: it tells whether they fit
+    together and what is handed to them, not whether a GPU does them right."""
+    faiss = faiss_index.faiss
+    made: list[str] = []
+
+    def copied(index: Any, options: Any = None) -> Any:
+        made.append(type(faiss.downcast_index(index)).__name__)
+        return faiss.clone_index(index)
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "GpuParameterSpace", faiss.ParameterSpace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", copied, raising=False)
+    return made
+
+
+@pytest.mark.skipif(not gpu.has_gpu(), reason="there is no GPU, or FAISS does not know it")
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,SQ8", "OPQ16_32,IVF8,PQ16", "IVF8,SQ8,Refine(Flat)"])
+def test_a_gpu_answers_as_the_cpu_does(tmp_path: Path, factory: str) -> None:
+    vector_store.build(tmp_path, Arrays(vectors(3_000), names(3_000)), space=SPACE, factory=factory)
+    store = VectorStore.open(tmp_path)
+    assert store._gpus is not None
+    cosines, rows = store.search(vectors(50, seed=9), 5, space=SPACE)
+    known = VectorStore.open(tmp_path, mmap=True).search(vectors(50, seed=9), 5, space=SPACE)
+    np.testing.assert_allclose(cosines, known[0], atol=1e-3)
+    assert np.mean(rows == known[1]) > 0.95
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,SQ8", "OPQ16_32,IVF8,PQ16", "PCA16,IVF8,Flat,Refine(SQ8)"])
+def test_the_calls_for_a_gpu_fit_together(tmp_path: Path, pretended_gpu: list[str], factory: str) -> None:
+    vector_store.build(tmp_path, Arrays(vectors(3_000), names(3_000)), space=SPACE, factory=factory)
+    assert pretended_gpu.count("IndexFlatL2") == ("IVF" in factory), "k-means runs on it"
+    store, plain = VectorStore.open(tmp_path), VectorStore.open(tmp_path, mmap=True)
+    assert store._gpus is not None
+    assert plain._gpus is None
+    asked = vectors(50, seed=9)
+    for effort in (Effort(1, 1), Effort(8, 4)) if "IVF" in factory else (Effort(),):
+        store.effort = plain.effort = effort
+        for k, allowed in ((5, None), (5, store.mask(ids=names(40))), (1_500, None)):
+            ours, theirs = (each.search(asked, k, space=SPACE, allowed=allowed) for each in (store, plain))
+            np.testing.assert_array_equal(ours[1], theirs[1])
+            np.testing.assert_array_equal(ours[0], theirs[0])
+    assert store._gpus.search(unit(asked), 5, 3_000) is None, "more lists than a GPU reads"
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
+def test_the_small_index_makes_the_same_calls(pretended_gpu: list[str], factory: str) -> None:
+    index = VectorIndex.build(vectors(3_000), factory)
+    index._index.nprobe = 4
+    assert pretended_gpu
+    ours = index.search(vectors(50, seed=9), 5)
+    index._gpus = None
+    theirs = index.search(vectors(50, seed=9), 5)
+    np.testing.assert_array_equal(ours[1], theirs[1])
+    np.testing.assert_array_equal(ours[0], theirs[0])
+
+
+@pytest.mark.parametrize("factory", ["HNSW8,Flat", "IVF8,RaBitQ", "SQ8"])
+def test_what_faiss_has_no_gpu_for_stays_on_the_cpu(tmp_path: Path, pretended_gpu: list[str], factory: str) -> None:
+    vector_store.build(tmp_path, Arrays(vectors(500), names(500)), space=SPACE, factory=factory)
+    pretended_gpu.clear()
+    assert VectorStore.open(tmp_path)._gpus is None
+    assert not pretended_gpu
