@@ -556,12 +556,14 @@ class Recommender:
         blocks = [rows[at : at + TOGETHER] for rows in groups.values() for at in range(0, len(rows), TOGETHER)]
         for rows in blocks:
             several = rows + rows[-1:] * (TOGETHER - len(rows))
+            same = {name: np.repeat(vector[None], len(several), axis=0) for name, vector in steers.items()}
             conditions = Conditions.from_histories(
                 [histories[row][0] for row in several],
                 [histories[row][1] for row in several],
                 self.vectors,
                 max_history=length,
-                **{name: np.repeat(vector[None], len(several), axis=0) for name, vector in steers.items()},
+                text=same.get("text"),
+                avoid=same.get("avoid"),
             ).padded(length)
             dreamt = self.prior.sample(
                 conditions,

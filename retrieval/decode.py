@@ -88,8 +88,8 @@ def _weigh(read: Tensor, begin: Tensor, count: Tensor, known: Tensor, width: int
         with warnings.catch_warnings():  # torch says once that its sparse tensors are young
             warnings.simplefilter("ignore", UserWarning)
             edges, size = F.pad(ends, (1, 0)), (len(read), len(known))
-            places = torch.sparse_csr_tensor(edges, at, read.new_zeros(len(at)), size, check_invariants=False)
-        said = torch.sparse.sampled_addmm(places, read, known.T, beta=0.0).values()
+            wanted = torch.sparse_csr_tensor(edges, at, read.new_zeros(len(at)), size, check_invariants=False)
+        said = torch.sparse.sampled_addmm(wanted, read, known.T, beta=0.0).values()
     else:
         said = (read[torch.repeat_interleave(count)] * known[at]).sum(dim=1)
     there = torch.arange(width, device=read.device) < count.unsqueeze(1)

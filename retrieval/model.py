@@ -161,11 +161,10 @@ class DepthDecoder(nn.Module):
         self.codes = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
         self.prefixes = nn.Embedding(buckets, width)
         for tables in self.spelled:
-            assert isinstance(tables, nn.ModuleList)
-            for table in tables:
-                nn.init.normal_(table.weight, std=0.3)
-        for codes in self.codes:
-            nn.init.normal_(codes.weight, std=width**-0.5)
+            for weight in tables.parameters():
+                nn.init.normal_(weight, std=0.3)
+        for weight in self.codes.parameters():
+            nn.init.normal_(weight, std=width**-0.5)
         nn.init.zeros_(self.prefixes.weight)
 
     def read(self, level: int, h: Tensor, spelled: Tensor, who: Tensor) -> Tensor:
@@ -174,7 +173,7 @@ class DepthDecoder(nn.Module):
         spelled: int64 [R, level], the codes so far; who: int64 [R], which of the states they are spelled after.
         """
         inner, outer = self.enter[level](h)[who], self.past[level](h)[who]
-        for place, table in enumerate(self.spelled[level]):  # type: ignore[arg-type]
+        for place, table in enumerate(self.spelled[level].children()):
             inner = inner + table(spelled[:, place])
         return self.norms[level](outer + self.leave[level](inner.relu()))
 

@@ -90,11 +90,12 @@ def train_retriever(
         model = _new_model(histories, vectors, ids, config, count)
         if model.decoder is not None:
             model.decoder.requires_grad_(False)
-        score = None if validation is None else partial(_ndcg, model, device, validation)
+        score: Callable[[], float] | None = None if validation is None else partial(_ndcg, model, device, validation)
         stopped = run.learn("items", model, config.epochs, config.stop_after, score, tell)
         model.config = replace(config, stop_after=stopped)
         if model.decoder is not None:
-            model.requires_grad_(False).decoder.requires_grad_(True)
+            model.requires_grad_(False)
+            model.decoder.requires_grad_(True)
             score = None if validation is None else _code_score(model, device, validation)
             codes = CodesLoss(model)
             stopped = run.learn(
