@@ -60,9 +60,10 @@ def continuations(model: SequenceModel, level: int, h: Tensor, nodes: Tensor, sp
     count = choices.begin[parents + 1] - begin
     # The widest node at hand where asking is free; on a GPU asking would stall the search, so the widest of all.
     width = max(1, int(count.max()) if h.device.type == "cpu" else model.trie.width[level])
-    total = h.new_full((len(parents), width), -torch.inf)
-    total[:, 0] = 0.0
+    total = h.new_empty(len(parents), width)
     asked = count.nonzero().squeeze(1)  # [R], who has a choice
+    if len(asked) < len(parents):
+        total.fill_(-torch.inf)[:, 0] = 0.0
     if len(asked):
         asked = asked[begin[asked].argsort()]  # brothers together
         who = asked // nodes.shape[1]

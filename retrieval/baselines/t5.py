@@ -126,7 +126,9 @@ class T5Speller:
         return finish(trie, nodes, scores, k)
 
     def _norm(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps)
+        # As F.rms_norm, which on a CPU writes the squares down first.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * (length * length / x.shape[-1] + self.eps).rsqrt_()
 
     def _look_back(self, qkv: Tensor, before: list[Tensor], level: int) -> Tensor:
         """qkv [B, W, 3 * heads * d_kv] -> [B, W, heads * d_kv]; appends this step to `before`."""
