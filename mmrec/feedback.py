@@ -23,7 +23,14 @@ class Feedback:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         with self._connection() as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+            for waits in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0):  # here SQLite fails at once where others do the same
+                try:
+                    connection.execute("PRAGMA journal_mode=WAL")
+                    break
+                except sqlite3.OperationalError as error:
+                    if "locked" not in str(error):
+                        raise
+                    time.sleep(waits)
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS feedback ("
                 "time REAL NOT NULL, person TEXT NOT NULL, item TEXT NOT NULL, preference REAL NOT NULL, "
