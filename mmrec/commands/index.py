@@ -10,10 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mmrec.engines import Engine, Files, Task
     from mmrec.workspace import Workspace
     from retrieval.vector_store import Report
@@ -221,6 +222,8 @@ class _Assigner:
         self.trained = trained
 
     def __call__(self, task: Task) -> Files:
+        import numpy as np
+
         from mmrec.engines import npy_bytes
         from retrieval.vector_store import assign_block
 
@@ -229,6 +232,8 @@ class _Assigner:
 
 def _assign_by(engine: Engine) -> Assign:
     def assign(trained: Path, blocks: list[Path]) -> Iterator[np.ndarray]:
+        import numpy as np
+
         tasks = [{"block": str(block.resolve())} for block in blocks]
         for files in engine.run(_Assigner(trained.resolve()), tasks):
             yield np.load(io.BytesIO(files["lists"]), allow_pickle=False)
