@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -34,10 +35,17 @@ def in_turns(work: Mapping[str, Callable[[], object]], units: Mapping[str, int],
     return {name: Cost(min(cpu[name]), min(wall[name])) for name in work}
 
 
+@cache
+def here() -> tuple[str, str]:
+    """The commit and the machine of this run."""
+    return results.commit(), results.machine()
+
+
 def record(
     dataset: str, split: str, model: str, metric: str, values: Sequence[float], seeds: Sequence[int], command: str
 ) -> results.Record:
     """One number per seed as a record of this commit and this machine."""
+    commit, machine = here()
     return results.Record(
         dataset=dataset,
         split=split,
@@ -47,6 +55,6 @@ def record(
         std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         seeds=tuple(seeds),
         command=command,
-        commit=results.commit(),
-        machine=results.machine(),
+        commit=commit,
+        machine=machine,
     )

@@ -34,7 +34,9 @@ class OnGpus:
     def of(cls, index: Any) -> OnGpus | None:
         """None without a GPU, and for what FAISS keeps on the CPU: graphs, RaBitQ and fast-scan codes. Codes that put
         candidates in order once more stay on the CPU."""
-        if not has_gpu() or _kind(index) not in KNOWN:
+        from retrieval.vector_store.faiss_index import core  # a module that reads this one
+
+        if not has_gpu() or type(core(index)).__name__ not in KNOWN:
             return None
         whole = faiss.downcast_index(index)
         refined = isinstance(whole, faiss.IndexRefine)
@@ -59,13 +61,3 @@ class OnGpus:
                 settings.set_index_parameter(self._copy, "k_factor_rf", rerank)
             distances, rows = self._copy.search(units, k)
         return None if (rows < 0).any() else (distances, rows)  # the lists that were read may hold too few
-
-
-def _kind(index: Any) -> str:
-    """What lies under the re-ranking and the projection."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        return _kind(index.base_index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return _kind(index.index)
-    return type(index).__name__

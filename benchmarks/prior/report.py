@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import timing
 from benchmarks.prior.measure import PEOPLE, slug
 from benchmarks.prior.people import DATASETS
 from benchmarks.prior.rows import rows
@@ -180,24 +181,10 @@ def _records(
     name: str, table: Table, said: dict[str, tuple[float, list[int]]], curves: dict[str, dict[str, np.ndarray]]
 ) -> list[results.Record]:
     k, made = DATASETS[name]["k"], []
-    commit, machine = results.commit(), results.machine()
     command = f"python -m benchmarks.prior --set {name} --seeds 0,1,2,3,4 && python -m benchmarks.prior --record"
 
     def add(kind: str, model: str, metric: str, values: Sequence[float], seeds: Sequence[int]) -> None:
-        made.append(
-            results.Record(
-                dataset=f"prior: {name}",
-                split=SPLIT + kind,
-                model=model,
-                metric=metric,
-                mean=float(np.mean(values)),
-                std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                seeds=tuple(seeds),
-                command=command,
-                commit=commit,
-                machine=machine,
-            )
-        )
+        made.append(timing.record(f"prior: {name}", SPLIT + kind, model, metric, values, seeds, command))
 
     for row in table.rows:
         for metric, called in NAMES.items():
