@@ -59,3 +59,20 @@ def integrate(
         noise = (x - alphas[i] * x0) / sigmas[i]
         x = alphas[i + 1] * x0 + sigmas[i + 1] * noise
     return x
+
+
+def representatives(x: Tensor, n: int) -> Tensor:
+    """The n of the vectors x [B, M, D] of each person that together stand for all M, most telling first -> [B, n, D]
+
+    Support points (Mak & Joseph 2018, section 2): few points whose energy distance to a sample is small. They are found
+    one by one, as in kernel herding (Chen, Welling & Smola 2010): each is near to all, and far from those found before.
+    """
+    far = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")  # [B, M, M]
+    worth = -far.mean(dim=2)
+    from_found, found = torch.zeros_like(worth), []
+    for place in range(n):
+        best = (worth + from_found / (place + 1)).argmax(dim=1, keepdim=True)  # [B, 1]
+        found.append(best)
+        worth = worth.scatter(1, best, -torch.inf)
+        from_found = from_found + far.gather(1, best.unsqueeze(2).expand(-1, -1, far.shape[2])).squeeze(1)
+    return x.gather(1, torch.cat(found, dim=1).unsqueeze(2).expand(-1, -1, x.shape[2]))

@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffusion.flow import denoised, integrate, joint_noise, levels
+from diffusion.flow import denoised, integrate, joint_noise, levels, representatives
 from diffusion.guidance import Dials, branches
 from diffusion.network import KINDS, STEERS, Context, Denoiser, PriorConfig
 
 ROWS_AT_ONCE = 4096
 """Vectors in one forward; a bound on memory that does not change any result."""
+POOL = 4
+"""Dreams from which each seed is chosen (`flow.representatives`)."""
 
 
 @dataclass
@@ -179,8 +181,11 @@ class Prior(SavedModel):
     ) -> np.ndarray:
         """n seed embeddings for each of B people -> float32 [B, n, D], unit length.
 
-        A person's seeds depend on that person's conditions, n, steps, dials and seed only. One step gives about the
-        mean of the person's taste; a mixed taste needs four or more. Several seeds give each person one of their own.
+        Seeds are drawn jointly: their noises are orthogonal, and of `POOL` times as many dreams those come back that
+        together stand for all of them, the first few for the most, so that they cover a mixed taste better than n draws
+        would. A person's seeds depend on that person's conditions, n, steps, dials and seed only. One step gives about
+        the mean of the person's taste; a mixed taste needs four or more. Several seeds give each person one of their
+        own.
 
         edit [D]: an item vector to change instead of dreaming from nothing: it is noised up to the level `strength`
         and the path begins there (SDEdit, Meng et al. 2022, section 3). 0 leaves it as it is, 1 forgets it.
@@ -190,29 +195,28 @@ class Prior(SavedModel):
                 f"Prior.sample needs n >= 1, steps >= 1 and strength in [0, 1], not n={n}, steps={steps}, "
                 f"strength={strength}"
             )
-        people = max(1, ROWS_AT_ONCE // n)
+        drawn = POOL * n
+        people = max(1, ROWS_AT_ONCE // drawn)
         each = [seed] if isinstance(seed, int) else seed
         if not isinstance(seed, int) and len(each) != len(conditions):
             raise ValueError(f"Prior.sample needs one seed, or one for each of {len(conditions)} people")
-        noise = [joint_noise(n, self.dim, torch.Generator().manual_seed(one)) for one in each]
-        x, level = dials.temperature * torch.stack(noise), 1.0  # [1 or B, n, D]
+        noise = [joint_noise(drawn, self.dim, torch.Generator().manual_seed(one)) for one in each]
+        x, level = dials.temperature * torch.stack(noise), 1.0  # [1 or B, POOL * n, D]
         if edit is not None:
             if np.shape(edit) != (self.dim,):
                 raise ValueError(f"Prior.sample edits one vector [{self.dim}], not {list(np.shape(edit))}")
             level = strength
             alpha, sigma = levels(torch.tensor(level), self.network.config.noise_shift)
             x = alpha * torch.from_numpy(scaled(edit[None])) + sigma * x
-        x = x.expand(len(conditions), -1, -1)  # [B, n, D]
+        x = x.expand(len(conditions), -1, -1)  # [B, POOL * n, D]
         parts = [
-            self._sample(conditions, slice(start, start + people), x, level, steps, dials)
+            representatives(self._sample(conditions, slice(start, start + people), x, level, steps, dials), n)
             for start in range(0, len(conditions), people)
         ]
-        return np.concatenate(parts) if parts else np.zeros((0, n, self.dim), np.float32)
+        return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, n, self.dim), np.float32)
 
-    def _sample(
-        self, conditions: Conditions, rows: slice, x: Tensor, start: float, steps: int, dials: Dials
-    ) -> np.ndarray:
-        """Follow the path of x [B, n, D] from the level `start` for some of the people."""
+    def _sample(self, conditions: Conditions, rows: slice, x: Tensor, start: float, steps: int, dials: Dials) -> Tensor:
+        """Follow the path of x [B, n, D] from the level `start` for some of the people -> [b, n, D], unit length"""
         context, given = self.read(conditions, rows)
         shift = self.network.config.noise_shift
         plans: dict[tuple[frozenset[str], ...], tuple[Tensor, Tensor]] = {}  # masks and summaries, read once
@@ -232,7 +236,7 @@ class Prior(SavedModel):
         x = x[rows].to(context.tokens.device)
         if start > 0:
             x = integrate(estimate, x, steps, shift, start)
-        return nn.functional.normalize(x, dim=-1).cpu().numpy()
+        return nn.functional.normalize(x, dim=-1)
 
 
 def scaled(vectors: np.ndarray) -> np.ndarray:

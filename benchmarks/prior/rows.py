@@ -30,11 +30,11 @@ REFERENCES = ("in the manner of The Other Tiger", "REBECA-faithful")
 TRAINING: dict[str, Any] = {"width": 128, "depth": 2, "context_width": 64, "learning_rate": 2e-3}
 CHOSEN: dict[str, dict[str, Any]] = {
     "ml1m_posters": {"reach": 8.0, "couse": 30.0, "shrink": 300.0, "trust": 1.0, "likes": 1.0,
-                     "training": {"steps": 400, "batch_size": 32, "targets": 8}},
+                     "training": {"steps": 1200, "batch_size": 32, "targets": 8}},
     "emotify": {"reach": 2.0, "couse": 6.0, "shrink": 300.0, "trust": 8.0, "likes": 1.0,
-                "training": {"steps": 200, "batch_size": 64, "targets": 4}},
+                "training": {"steps": 300, "batch_size": 64, "targets": 4}},
     "oasis_beauty": {"reach": 3.0, "couse": 6.0, "shrink": 300.0, "trust": 2.0, "likes": 1.0,
-                     "training": {"steps": 300, "batch_size": 64, "targets": 4}},
+                     "training": {"steps": 1000, "batch_size": 64, "targets": 4}},
 }  # fmt: skip
 """What was chosen on the people set aside."""
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffusion.examples import Examples
-from diffusion.flow import joint_noise, levels
+from diffusion.flow import joint_noise, levels, representatives
 from diffusion.guidance import Dials, branches
 from diffusion.network import Denoiser, PriorConfig
 from diffusion.prior import Conditions, Prior
@@ -77,6 +77,24 @@ def test_a_person_gets_the_same_alone_in_a_crowd_and_again(lively: Prior) -> Non
             np.testing.assert_allclose(alone[0], seeds[row], atol=1e-5)
     assert np.abs(seeds - lively.sample(conditions, 5, dials=dials, seed=4)).max() > 0.1
     assert np.abs(seeds[0] - seeds[1]).max() > 0.1
+
+
+def test_representatives_stand_for_all_better_than_the_first_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(16)[:3] * torch.tensor([[6.0], [6.0], [6.0]])
+    group = torch.tensor([0] * 40 + [1] * 15 + [2] * 5)[torch.randperm(60, generator=generator)]
+    x = (centres[group] + torch.randn(60, 16, generator=generator))[None]
+
+    def energy_distance(some: torch.Tensor) -> float:
+        return float(2 * torch.cdist(some, x[0]).mean() - torch.cdist(some, some).mean())
+
+    chosen = representatives(x, 12)[0]
+    draws = [energy_distance(x[0, torch.randperm(60, generator=generator)[:12]]) for _ in range(50)]
+    assert energy_distance(chosen) < min(draws)
+    counts = torch.cdist(chosen, centres).argmin(dim=1).bincount(minlength=3)
+    assert counts.tolist() == [8, 3, 1]  # as the groups are in all
+    torch.testing.assert_close(representatives(x, 4)[0], chosen[:4])
+    assert len(representatives(x, 60)[0].unique(dim=0)) == 60  # nobody twice
 
 
 def test_memory_bound_changes_nothing(lively: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
