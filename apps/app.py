@@ -106,7 +106,12 @@ def show_taste(now: Recommender, who: Person) -> None:
         with st.container(key="said"):
             for item_id, value in said[:SHOWN_OPINIONS]:
                 item = item_of(now, item_id)
-                with st.container(horizontal=True, vertical_alignment="center", key=f"said-{item_id}"):
+                with st.container(
+                    horizontal=True,
+                    horizontal_alignment="distribute",
+                    vertical_alignment="center",
+                    key=f"said-{item_id}",
+                ):
                     kind = "liked" if value > 0 else "disliked"
                     st.html(
                         f'<div class="said {kind}"><img src="{cover(item)}" alt="">'
