@@ -1,6 +1,6 @@
 """Do the readers of media and tables survive anything? A hundred thousand damaged files, read one after the other.
 
-    python benchmarks/fuzz.py --state /tmp/fuzz --record docs/results
+    python benchmarks/fuzz.py --record docs/results
 
 Input ``i`` of a reader is one of a few small good files, damaged in a way drawn from (seed, reader, i): bits flipped,
 bytes overwritten, cut out, repeated, swapped with another file's, lengths set to extremes, the end cut off. The reader
@@ -336,7 +336,8 @@ def _environment() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--state", type=Path, default=Path("fuzz.jsonl"), help="what is done; go on from there")
+    state = Path("workspaces/fuzz.jsonl")
+    parser.add_argument("--state", type=Path, default=state, help="what is done; go on from there")
     parser.add_argument("--inputs", type=int, default=sum(READERS.values()), help="how many in all")
     parser.add_argument("--readers", nargs="*", default=list(READERS))
     parser.add_argument("--seed", type=int, default=0)
@@ -362,6 +363,7 @@ def main() -> None:
             if key in finished:
                 continue
             told = chunks([name], *key[1:])[name]
+            options.state.parent.mkdir(parents=True, exist_ok=True)
             with options.state.open("a") as file:
                 file.write(json.dumps(told) + "\n")
             done.append(told)
