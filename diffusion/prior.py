@@ -21,7 +21,7 @@ from diffusion.network import KINDS, STEERS, Context, Denoiser, PriorConfig
 
 ROWS_AT_ONCE = 4096
 """Vectors in one forward; a bound on memory that does not change any result."""
-POOL = 4
+POOL = 2
 """Dreams from which each seed is chosen (`flow.representatives`)."""
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.guidance import Dials
-from diffusion.prior import Conditions, Prior
+from diffusion.prior import POOL, Conditions, Prior
 from diffusion.training import train_prior
 
 if TYPE_CHECKING:
@@ -134,4 +134,4 @@ def other_tiger(bench: Bench, n: int = 8, steps: int = 50) -> Answer:
     start = time.process_time()
     seeds = prior.sample(conditions, n, steps=steps, dials=Dials(likes=2.0), seed=bench.seed)
     rate = len(seeds) * n / (time.process_time() - start)
-    return Answer(bench.plain(list(seeds)), list(seeds), rate, 2 * steps)
+    return Answer(bench.plain(list(seeds)), list(seeds), rate, POOL * 2 * steps)

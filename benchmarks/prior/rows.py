@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.prior.people import Study
 from diffusion.guidance import Dials
 from diffusion.network import PriorConfig
-from diffusion.prior import Conditions, Prior
+from diffusion.prior import POOL, Conditions, Prior
 from diffusion.regression import RegressionPrior, train_regression
 from diffusion.training import train_prior
 from retrieval.grounding import ground, ground_by_votes
@@ -168,7 +168,7 @@ def ours(bench: Bench, steps: int, *, by: str = "votes") -> Answer:
     seeds = prior.sample(conditions, SEEDS, steps=steps, dials=dials, seed=bench.seed)
     seconds = time.process_time() - start
     branches = 1 if bench.chosen["likes"] == 1 else 2
-    return Answer(getattr(bench, by)(seeds), list(seeds), len(seeds) * SEEDS / seconds, steps * branches)
+    return Answer(getattr(bench, by)(seeds), list(seeds), len(seeds) * SEEDS / seconds, POOL * steps * branches)
 
 
 def regression(bench: Bench, *, by: str = "plain") -> Answer:
