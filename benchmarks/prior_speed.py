@@ -42,7 +42,10 @@ def main() -> None:
     cost |= in_turns({"REBECA-faithful": lambda: sample(rebeca, np.arange(FEW), 1, 0)}, {"REBECA-faithful": FEW}, 1)
     cores = torch.get_num_threads()
     command = f"OMP_NUM_THREADS={cores} python -m benchmarks.prior_speed"
-    rows = {"ours": ("our prior, 8 guided steps", POOL * 16), "REBECA-faithful": ("REBECA-faithful, 1000 steps", 2 * LEVELS)}
+    rows = {
+        "ours": ("our prior, 8 guided steps", POOL * 16),
+        "REBECA-faithful": ("REBECA-faithful, 1000 steps", 2 * LEVELS),
+    }
     records = []
     for name, (model, evaluations) in rows.items():
         for metric, value in (
