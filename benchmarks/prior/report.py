@@ -149,7 +149,10 @@ def steered(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
-    """Records of every number, the picture of steering, and the page with the tables."""
+    """Records of every number, the picture of steering, and the page with the tables. What the page says of a data set
+    that was not measured here stays, and so does the picture then."""
+    said_before = page.read_text(encoding="utf-8").split("\n## ")[1:] if page.is_file() else []
+    before = {section.partition("\n")[0]: f"## {section.strip()}" for section in said_before}
     parts = [
         "# The prior on people it never learned from: tables",
         "Written by `python -m benchmarks.prior --record`; nothing here is typed. Means over people with 95 % "
@@ -158,7 +161,9 @@ def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
     panels: dict[str, dict[str, np.ndarray]] = {}
     for name in DATASETS:
         table = Table(measured / name, [f"seed-{seed}" for seed in range(5)])
-        if OURS in table.rows:
+        if OURS not in table.rows:
+            parts += [before[name]] if name in before else []
+        else:
             curves = steered(measured / name)
             panels |= {f"{name}: {kind}": curve for kind, curve in curves.items()}
             said = verified(measured / name)
@@ -171,7 +176,7 @@ def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
             if said:
                 words = ", ".join(f"{metric} {value:.4f}" for metric, (value, _) in said.items())
                 parts.append(f"Verifiers: {words}.")
-    if panels:
+    if {title.partition(":")[0] for title in panels} == set(DATASETS):
         draw(panels, "docs/images/prior_steering.png")
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(page)
