@@ -37,7 +37,7 @@ def main() -> None:
     prior = Prior(Denoiser(PriorConfig(dim=DIM)))
     rebeca = Rebeca(DIM, PEOPLE).eval()
     dials = Dials(likes=2.0)
-    work = {"ours": lambda: prior.sample(conditions, EACH, dials=dials)}
+    work = {"ours": lambda: prior.sample(conditions, EACH, dials=dials, pool=POOL)}
     cost = in_turns(work, {"ours": PEOPLE * EACH}, options.rounds)
     cost |= in_turns({"REBECA-faithful": lambda: sample(rebeca, np.arange(FEW), 1, 0)}, {"REBECA-faithful": FEW}, 1)
     cores = torch.get_num_threads()

@@ -22,7 +22,7 @@ from diffusion.network import KINDS, STEERS, Context, Denoiser, PriorConfig
 ROWS_AT_ONCE = 4096
 """Vectors in one forward; a bound on memory that does not change any result."""
 POOL = 2
-"""Dreams from which each seed is chosen (`flow.representatives`)."""
+"""Dreams of which each seed is chosen where a whole set of seeds is grounded."""
 
 
 @dataclass
@@ -176,43 +176,46 @@ class Prior(SavedModel):
         steps: int = 8,
         dials: Dials = Dials(),
         seed: int | Sequence[int] = 0,
+        pool: int = 1,
         edit: np.ndarray | None = None,
         strength: float = 0.3,
     ) -> np.ndarray:
         """n seed embeddings for each of B people -> float32 [B, n, D], unit length.
 
-        Seeds are drawn jointly: their noises are orthogonal, and of `POOL` times as many dreams those come back that
-        together stand for all of them, the first few for the most, so that they cover a mixed taste better than n draws
-        would. A person's seeds depend on that person's conditions, n, steps, dials and seed only. One step gives about
+        A person's seeds depend on that person's conditions, n, pool, steps, dials and seed only. One step gives about
         the mean of the person's taste; a mixed taste needs four or more. Several seeds give each person one of their
         own.
+
+        pool: the seeds are the representatives of so many times as many dreams (`flow.representatives`), those that
+        stand for most of them first. With 1 they are the dreams as drawn, and more of them begin with the same ones.
 
         edit [D]: an item vector to change instead of dreaming from nothing: it is noised up to the level `strength`
         and the path begins there (SDEdit, Meng et al. 2022, section 3). 0 leaves it as it is, 1 forgets it.
         """
-        if n < 1 or steps < 1 or not 0 <= strength <= 1:
+        if n < 1 or steps < 1 or pool < 1 or not 0 <= strength <= 1:
             raise ValueError(
-                f"Prior.sample needs n >= 1, steps >= 1 and strength in [0, 1], not n={n}, steps={steps}, "
-                f"strength={strength}"
+                f"Prior.sample needs n >= 1, steps >= 1, pool >= 1 and strength in [0, 1], not n={n}, steps={steps}, "
+                f"pool={pool}, strength={strength}"
             )
-        drawn = POOL * n
+        drawn = pool * n
         people = max(1, ROWS_AT_ONCE // drawn)
         each = [seed] if isinstance(seed, int) else seed
         if not isinstance(seed, int) and len(each) != len(conditions):
             raise ValueError(f"Prior.sample needs one seed, or one for each of {len(conditions)} people")
         noise = [joint_noise(drawn, self.dim, torch.Generator().manual_seed(one)) for one in each]
-        x, level = dials.temperature * torch.stack(noise), 1.0  # [1 or B, POOL * n, D]
+        x, level = dials.temperature * torch.stack(noise), 1.0  # [1 or B, drawn, D]
         if edit is not None:
             if np.shape(edit) != (self.dim,):
                 raise ValueError(f"Prior.sample edits one vector [{self.dim}], not {list(np.shape(edit))}")
             level = strength
             alpha, sigma = levels(torch.tensor(level), self.network.config.noise_shift)
             x = alpha * torch.from_numpy(scaled(edit[None])) + sigma * x
-        x = x.expand(len(conditions), -1, -1)  # [B, POOL * n, D]
+        x = x.expand(len(conditions), -1, -1)  # [B, drawn, D]
         parts = [
-            representatives(self._sample(conditions, slice(start, start + people), x, level, steps, dials), n)
+            self._sample(conditions, slice(start, start + people), x, level, steps, dials)
             for start in range(0, len(conditions), people)
         ]
+        parts = [representatives(part, n) for part in parts] if pool > 1 else parts
         return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, n, self.dim), np.float32)
 
     def _sample(self, conditions: Conditions, rows: slice, x: Tensor, start: float, steps: int, dials: Dials) -> Tensor:

@@ -87,7 +87,8 @@ class VectorIndex:
             scores[:, :wide], items[:, :wide] = answered or self._index.search(queries, wide)
             short = np.flatnonzero((items[:, :wide] < 0).any(axis=1))
         else:
-            parameters = _parameters(self._index, faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
+            bitmap = np.packbits(allowed, bitorder="little")
+            parameters = _parameters(self._index, faiss.IDSelectorBitmap(bitmap))  # type: ignore[call-arg, arg-type]
             if parameters is None:
                 short = np.arange(len(queries))
             else:

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.prior.people import DATASETS
 from benchmarks.prior.rows import Answer, Bench
 from diffusion.guidance import Dials
+from diffusion.prior import POOL
 from mmrec.evaluation import distributions, metrics
 
 PEOPLE = ("recall", "ndcg", "miscalibration", "miscalibration_shown", "mode_coverage", "energy_score", "vendi",
@@ -69,7 +70,7 @@ def verify(bench: Bench, folder: Path) -> None:
     file = folder / "verified.npz"
     if not file.is_file():
         seeds = bench.prior.sample(
-            bench.conditions, VERIFIED, dials=Dials(likes=bench.chosen["likes"]), seed=bench.seed
+            bench.conditions, VERIFIED, dials=Dials(likes=bench.chosen["likes"]), seed=bench.seed, pool=POOL
         )
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(file, **asdict(judged(bench.study, seeds, bench.seed)))

@@ -132,6 +132,6 @@ def other_tiger(bench: Bench, n: int = 8, steps: int = 50) -> Answer:
     q = bench.asked
     conditions = Conditions.from_histories(q.histories, q.preferences, bench.vectors, max_history=few, ordered=False)
     start = time.process_time()
-    seeds = prior.sample(conditions, n, steps=steps, dials=Dials(likes=2.0), seed=bench.seed)
+    seeds = prior.sample(conditions, n, steps=steps, dials=Dials(likes=2.0), seed=bench.seed, pool=POOL)
     rate = len(seeds) * n / (time.process_time() - start)
     return Answer(bench.plain(list(seeds)), list(seeds), rate, POOL * 2 * steps)

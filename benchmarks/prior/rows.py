@@ -165,7 +165,7 @@ def ours(bench: Bench, steps: int, *, by: str = "votes") -> Answer:
     dials = Dials(likes=bench.chosen["likes"])
     prior, conditions = bench.prior, bench.conditions
     start = time.process_time()
-    seeds = prior.sample(conditions, SEEDS, steps=steps, dials=dials, seed=bench.seed)
+    seeds = prior.sample(conditions, SEEDS, steps=steps, dials=dials, seed=bench.seed, pool=POOL)
     seconds = time.process_time() - start
     branches = 1 if bench.chosen["likes"] == 1 else 2
     return Answer(getattr(bench, by)(seeds), list(seeds), len(seeds) * SEEDS / seconds, POOL * steps * branches)

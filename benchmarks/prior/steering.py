@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.prior.rows import Bench
 from diffusion.guidance import Dials
-from diffusion.prior import Conditions
+from diffusion.prior import POOL, Conditions
 
 NOTCHES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -50,11 +50,11 @@ def curves(bench: Bench, kind: str) -> dict[str, np.ndarray]:
         likeness = np.einsum("bsd,bd->bs", seeds, toward).mean()
         return float(likeness), float(np.mean([personal(s, t) for s, t in zip(seeds, liked, strict=True)]))
 
-    base = bench.prior.sample(told(), SEEDS, dials=Dials(likes=bench.chosen["likes"]), seed=bench.seed)
+    base = bench.prior.sample(told(), SEEDS, dials=Dials(likes=bench.chosen["likes"]), seed=bench.seed, pool=POOL)
     ours = [point(base)]
     for notch in NOTCHES:
         dials = Dials(**{"likes": bench.chosen["likes"], kind: notch})
-        ours.append(point(bench.prior.sample(told(**{kind: toward}), SEEDS, dials=dials, seed=bench.seed)))
+        ours.append(point(bench.prior.sample(told(**{kind: toward}), SEEDS, dials=dials, seed=bench.seed, pool=POOL)))
     straight = [point(base)]
     for share in SHARES:
         moved = (1 - share) * base + (-share if kind == "avoid" else share) * toward[:, None]

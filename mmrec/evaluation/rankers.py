@@ -67,13 +67,13 @@ class DreamRanker:
         preferences: Sequence[np.ndarray] | None = None,
         allowed: np.ndarray | None = None,
     ) -> Ranked:
-        from diffusion.prior import Conditions, Prior
+        from diffusion.prior import POOL, Conditions, Prior
         from retrieval.grounding import ground, ground_by_votes
 
         liking = preferences or [np.ones(len(history), np.float32) for history in histories]
         conditions = Conditions.from_histories(histories, liking, self.vectors)
         if isinstance(self.model, Prior):
-            seeds = self.model.sample(conditions, SEEDS, seed=self.seed)  # [B, n, D]
+            seeds = self.model.sample(conditions, SEEDS, seed=self.seed, pool=POOL)  # [B, n, D]
         else:
             seeds = self.model.predict(conditions)[:, None]  # [B, 1, D]
         if self.worth is None:
