@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -493,27 +493,28 @@ class Recommender:
                 second-guessed: only copies are refused then, and of edits nothing.
             seed: same seed, same dreams.
         """
-        from diffusion.prior import Dials
+        from diffusion.prior import POOL, Dials
         from retrieval.grounding import ground, ground_by_votes
 
         items, preferences = self._taste(user, likes, [*dislikes, *refused])
         more = self._of_pictures(pictures) + ([] if vector is None else [np.asarray(vector, np.float32)])
         conditions = self.conditions(items, preferences, more, text=text, image=image, audio=audio, avoid=avoid)
         votes = not more and not (text or image or audio or edit) and has_log(self.workspace)
-        seeds = self.prior.sample(
+        dream = partial(
+            self.prior.sample,
             conditions,
-            max(n * candidates, VOTERS) if votes else n * candidates,
             steps=steps,
             dials=dials or Dials(),
             seed=seed,
             edit=self._edited(edit),
             strength=strength,
-        )[0]  # [S, D]
+        )
+        seeds = dream(n * candidates)[0]  # [S, D]
         wilful = bool(text or image or audio)
-        kept = self._kept(seeds[: n * candidates], items, preferences, n, wilful=wilful, edited=edit is not None)
+        kept = self._kept(seeds, items, preferences, n, wilful=wilful, edited=edit is not None)
         if votes:
             worth = self.worth.of([items], [preferences])[0]
-            grounding = ground_by_votes(seeds, worth, self.index, k, exclude=items)
+            grounding = ground_by_votes(dream(VOTERS, pool=POOL)[0], worth, self.index, k, exclude=items)
         else:
             grounding = ground(kept, None, self.index, k, exclude=items)
         liked = items[preferences > 0]
