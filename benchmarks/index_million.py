@@ -110,7 +110,7 @@ def build_part(part: str, folder: Path, place: Path) -> dict[str, Any]:
             max_index_memory_usage="1.05GB",
             metric_type="ip",
             current_memory_available="16GB",
-            nb_cores=os.cpu_count(),
+            nb_cores=len(os.sched_getaffinity(0)),
         )
         return {"chose": str(told["index_key"]), "param": str(told["index_param"])}
     import faiss
