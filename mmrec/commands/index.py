@@ -371,7 +371,8 @@ def _say(report: Report, budget: Any) -> None:
     print(f"{report.factory} over {report.rows:,} vectors, effort {report.effort.reach} x {report.effort.rerank}")
     if report.skipped:
         print(f"  {report.skipped:,} rows left out: their vector is zero or not finite (no such modality)")
-    print(f"  recall@10 {measured.recall:.4f} against exact search, on rows held out while it was built")
+    recall = f"{measured.recall:.4f} ± {measured.recall_error:.4f}"
+    print(f"  recall@10 {recall} against exact search, on rows held out while it was built")
     print(f"  {measured.queries_per_second:,.0f} queries a second, {measured.latency:.2f} ms for one alone")
     print(f"  {measured.bytes_per_vector:,.0f} bytes per vector, built in {report.seconds:.1f} s")
     if budget is not None and measured.recall < budget.recall:

@@ -44,13 +44,20 @@ class Budget:
 
 @dataclass(frozen=True)
 class Measured:
-    """recall: recall@10 against exact search. queries_per_second: many at once, on all threads. latency: milliseconds
-    for one query alone (median). bytes_per_vector: of the index as it lies in memory."""
+    """recall: recall@10 against exact search, and the standard error of that mean over queries. queries_per_second:
+    many at once, on all threads. latency: milliseconds for one query alone (median). bytes_per_vector: of the index as
+    it lies in memory."""
 
     recall: float
     queries_per_second: float
     latency: float
     bytes_per_vector: float
+    recall_error: float = 0.0
+
+    @property
+    def sure_recall(self) -> float:
+        """What other queries, too, will find at the least, in five cases of six: one standard error below."""
+        return self.recall - self.recall_error
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ def _try(template: str, known: np.ndarray, queries: np.ndarray, truth: np.ndarra
     more_lists = inverted_lists(rows) - inverted_lists(len(known)) if "{lists}" in template else 0
     memory = PROCESS + fixed + more_lists * 4 * faiss_index.core(index).d + per_vector * rows
     fits = (
-        measured.recall >= budget.recall
+        measured.sure_recall >= budget.recall
         and (budget.memory is None or memory <= budget.memory)
         and (budget.latency is None or measured.latency <= budget.latency)
     )
@@ -136,7 +143,7 @@ def _try(template: str, known: np.ndarray, queries: np.ndarray, truth: np.ndarra
 
 
 def tune(index: Any, queries: np.ndarray, truth: np.ndarray, budget: Budget) -> tuple[Effort, Measured]:
-    """The quickest effort that reaches the recall, or the one that comes nearest where none does.
+    """The quickest effort that surely reaches the recall, or the one that comes nearest where none does.
 
     Recall grows with the reach, so for every re-ranking the least reach is found by bisection.
     """
@@ -145,11 +152,11 @@ def tune(index: Any, queries: np.ndarray, truth: np.ndarray, budget: Budget) -> 
         low, high = 0, len(efforts) - 1
         while low < high:
             middle = (low + high) // 2
-            reached = recall_of(index, queries, truth, Effort(efforts[middle], rerank))
-            low, high = (low, middle) if reached >= budget.recall else (middle + 1, high)
+            recall, error = recall_of(index, queries, truth, Effort(efforts[middle], rerank))
+            low, high = (low, middle) if recall - error >= budget.recall else (middle + 1, high)
         effort = Effort(efforts[low], rerank)
         measured = measure(index, queries, truth, effort)
-        enough = measured.recall >= budget.recall
+        enough = measured.sure_recall >= budget.recall
         key = (enough, measured.queries_per_second if enough else measured.recall)
         if best is None or key > best[0]:
             best = key, effort, measured
@@ -159,16 +166,17 @@ def tune(index: Any, queries: np.ndarray, truth: np.ndarray, budget: Budget) -> 
     return best[1], best[2]
 
 
-def recall_of(index: Any, queries: np.ndarray, truth: np.ndarray, effort: Effort) -> float:
-    """Share of the true neighbours int64 [B, k] that come back among k."""
+def recall_of(index: Any, queries: np.ndarray, truth: np.ndarray, effort: Effort) -> tuple[float, float]:
+    """Share of the true neighbours int64 [B, k] that come back among k, and its standard error over queries."""
     _, found = faiss_index.search(index, queries, truth.shape[1], effort)
-    return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, truth, strict=True)]) / truth.shape[1])
+    shares = [len(np.intersect1d(a, b)) / truth.shape[1] for a, b in zip(found, truth, strict=True)]
+    return float(np.mean(shares)), float(np.std(shares) / len(shares) ** 0.5)
 
 
 def measure(index: Any, queries: np.ndarray, truth: np.ndarray, effort: Effort) -> Measured:
     """Recall, and time after a first round that warms the caches: the best of three rounds, for a busy machine only
     ever adds to it."""
-    recall = recall_of(index, queries, truth, effort)
+    recall, error = recall_of(index, queries, truth, effort)
     k = truth.shape[1]
 
     def seconds(asked: np.ndarray) -> float:
@@ -179,7 +187,7 @@ def measure(index: Any, queries: np.ndarray, truth: np.ndarray, effort: Effort) 
     batch = min(seconds(queries) for _ in range(3))
     alone = float(np.median([seconds(query[None]) for query in queries[:50]]))
     size = faiss_index.size(index) / max(int(index.ntotal), 1)
-    return Measured(recall, len(queries) / batch, alone * 1e3, size)
+    return Measured(recall, len(queries) / batch, alone * 1e3, size, error)
 
 
 def exact(queries: np.ndarray, blocks: Iterator[np.ndarray], k: int = NEIGHBOURS) -> np.ndarray:
