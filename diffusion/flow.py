@@ -76,3 +76,24 @@ def representatives(x: Tensor, n: int) -> Tensor:
         worth = worth.scatter(1, best, -torch.inf)
         from_found = from_found + far.gather(1, best.unsqueeze(2).expand(-1, -1, far.shape[2])).squeeze(1)
     return x.gather(1, torch.cat(found, dim=1).unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+
+def asked_for(x: Tensor, pull: Tensor, chance: Tensor, concentration: float = 12.0) -> Tensor:
+    """Of the drafts x [B, n, M, D] (unit length) of each dream the one that suits what is asked for, moved toward it by
+    pull [B, D] -> [B, n, D], unit length
+
+    Dreams stand for a density, a von Mises-Fisher kernel around each. What is asked for is one more factor of the same
+    form, exp(concentration * pull . x), and the product of both is again such a density: the kernel around x is now
+    around x + pull and weighs exp(concentration * |x + pull|). A draft is drawn by that weight: it has the largest
+    sum of the weight's logarithm and of Gumbel noise, made from uniform numbers `chance` [B, n, M] (Maddison et al.
+    2014, "A* Sampling", section 2). The largest noise is given to the first draft, which stays unless the pull speaks
+    for another: where nothing pulls, nothing changes.
+    """
+    noise = -(-chance.log()).log()
+    moved = x + pull[:, None, None]
+    length = moved.norm(dim=-1)  # [B, n, M]
+    largest = noise.argmax(dim=-1, keepdim=True)
+    swapped = noise.scatter(-1, largest, noise[..., :1])
+    swapped[..., :1] = noise.gather(-1, largest)
+    best = (concentration * length + swapped).argmax(dim=-1)[..., None, None]  # [B, n, 1, 1]
+    return torch.nn.functional.normalize(moved.take_along_dim(best, dim=2).squeeze(2), dim=-1)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffusion.flow import denoised, integrate, joint_noise, levels, representatives
+from diffusion.flow import asked_for, denoised, integrate, joint_noise, levels, representatives
 from diffusion.guidance import Dials, branches
 from diffusion.network import KINDS, STEERS, Context, Denoiser, PriorConfig
 
@@ -23,6 +23,10 @@ ROWS_AT_ONCE = 4096
 """Vectors in one forward; a bound on memory that does not change any result."""
 POOL = 2
 """Dreams of which each seed is chosen where a whole set of seeds is grounded."""
+DRAFTS = 4
+"""Dreams out of which one is chosen that suits what somebody with a taste asks for."""
+PULLS = {"text": 1.0, "image": 1.0, "audio": 1.0, "avoid": -0.5}
+"""How far a steer moves a dream of somebody with a taste when its dial is 1: 1 is as far as from nothing to the dream."""
 
 
 @dataclass
@@ -116,6 +120,11 @@ class Conditions:
         }
 
 
+def _generator(seed: int, draft: int) -> torch.Generator:
+    """Each draft of a person's dreams has noise of its own; the first has that of the seed itself."""
+    return torch.Generator().manual_seed((seed + draft * 0x9E3779B97F4A7C15) % 2**63)
+
+
 def visible_tokens(context: Context, subsets: Sequence[frozenset[str]]) -> Tensor:
     """Which tokens each branch may see: those present whose kind is in its subset. -> bool [B, G, S]"""
     table = torch.tensor([[kind in subset for kind in KINDS] + [True] for subset in subsets])  # last: kind -1
@@ -189,6 +198,10 @@ class Prior(SavedModel):
         pool: the seeds are the representatives of so many times as many dreams (`flow.representatives`), those that
         stand for most of them first. With 1 they are the dreams as drawn, and more of them begin with the same ones.
 
+        A steer of somebody who likes something chooses among their dreams and moves them toward it (`flow.asked_for`,
+        `PULLS`): the network that is told both dreams the steer and forgets the person. Where nothing is liked, or
+        likes do not count, the network is told the steer.
+
         edit [D]: an item vector to change instead of dreaming from nothing: it is noised up to the level `strength`
         and the path begins there (SDEdit, Meng et al. 2022, section 3). 0 leaves it as it is, 1 forgets it.
         """
@@ -197,26 +210,43 @@ class Prior(SavedModel):
                 f"Prior.sample needs n >= 1, steps >= 1, pool >= 1 and strength in [0, 1], not n={n}, steps={steps}, "
                 f"pool={pool}, strength={strength}"
             )
-        drawn = pool * n
-        people = max(1, ROWS_AT_ONCE // drawn)
         each = [seed] if isinstance(seed, int) else seed
         if not isinstance(seed, int) and len(each) != len(conditions):
             raise ValueError(f"Prior.sample needs one seed, or one for each of {len(conditions)} people")
-        noise = [joint_noise(drawn, self.dim, torch.Generator().manual_seed(one)) for one in each]
-        x, level = dials.temperature * torch.stack(noise), 1.0  # [1 or B, drawn, D]
-        if edit is not None:
-            if np.shape(edit) != (self.dim,):
-                raise ValueError(f"Prior.sample edits one vector [{self.dim}], not {list(np.shape(edit))}")
-            level = strength
-            alpha, sigma = levels(torch.tensor(level), self.network.config.noise_shift)
-            x = alpha * torch.from_numpy(scaled(edit[None])) + sigma * x
-        x = x.expand(len(conditions), -1, -1)  # [B, drawn, D]
-        parts = [
-            self._sample(conditions, slice(start, start + people), x, level, steps, dials)
-            for start in range(0, len(conditions), people)
-        ]
-        parts = [representatives(part, n) for part in parts] if pool > 1 else parts
-        return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, n, self.dim), np.float32)
+        if edit is not None and np.shape(edit) != (self.dim,):
+            raise ValueError(f"Prior.sample edits one vector [{self.dim}], not {list(np.shape(edit))}")
+        drawn, level = pool * n, 1.0 if edit is None else strength
+        conditions, pull = self._pull(conditions, dials)
+        drafts = range(DRAFTS if pull.any() else 1)
+
+        def start(draft: int) -> Tensor:
+            noise = [joint_noise(drawn, self.dim, _generator(one, draft)) for one in each]
+            x = dials.temperature * torch.stack(noise)  # [1 or B, drawn, D]
+            if edit is not None:
+                alpha, sigma = levels(torch.tensor(level), self.network.config.noise_shift)
+                x = alpha * torch.from_numpy(scaled(edit[None])) + sigma * x
+            return x.expand(len(conditions), -1, -1)
+
+        starts = [start(draft) for draft in drafts]
+        chance = torch.stack([torch.rand(drawn, DRAFTS, generator=_generator(one, DRAFTS)) for one in each])
+        chance = chance.expand(len(conditions), -1, -1)  # [B, drawn, DRAFTS]
+        people = max(1, ROWS_AT_ONCE // drawn)
+        seeds = [np.zeros((0, n, self.dim), np.float32)]
+        for first in range(0, len(conditions), people):
+            rows = slice(first, first + people)
+            x = torch.stack([self._sample(conditions, rows, x, level, steps, dials) for x in starts], 2).cpu()
+            x = asked_for(x, pull[rows], chance[rows]) if len(drafts) > 1 else x.squeeze(2)  # [b, drawn, D]
+            seeds.append((representatives(x, n) if pool > 1 else x).numpy())
+        return np.concatenate(seeds)
+
+    def _pull(self, conditions: Conditions, dials: Dials) -> tuple[Conditions, Tensor]:
+        """Where the steers of those who have a taste pull their dreams, [B, D]; and the conditions without these."""
+        told = conditions.tensors(self.dim)
+        taste = (told["mask"] & (told["preferences"] >= 0)).any(1) & (dials.likes != 0)  # [B]
+        weights = torch.tensor([getattr(dials, name) * PULLS[name] for name in STEERS])
+        pull = torch.einsum("c,bcd->bd", weights, told["steers"]) * taste[:, None]
+        left = (told["steers"] * ~taste[:, None, None]).numpy()
+        return replace(conditions, **{name: left[:, i] for i, name in enumerate(STEERS)}), pull
 
     def _sample(self, conditions: Conditions, rows: slice, x: Tensor, start: float, steps: int, dials: Dials) -> Tensor:
         """Follow the path of x [B, n, D] from the level `start` for some of the people -> [b, n, D], unit length"""
