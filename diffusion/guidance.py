@@ -7,8 +7,9 @@ own. A dial w_c other than 1 weighs what condition c adds to the others:
 
 which is classifier-free guidance (Ho & Salimans 2022) for one condition and the composition of Liu et al. 2022
 ("Compositional Visual Generation", section 3.2) for several, with the conditional independence they assume replaced by
-the model's own joint. With the other dials at 1, a dial fades smoothly to "never said" at 0; with several away
-from 1 the last step to 0 drops how they interact as well.
+the model's own joint. Steers are such conditions for somebody who likes nothing yet; for everybody else they act on the
+finished dreams, with the dial as their strength (`flow.asked_for`). With the other dials at 1, a dial fades smoothly to
+"never said" at 0; with several away from 1 the last step to 0 drops how they interact as well.
 """
 
 from __future__ import annotations

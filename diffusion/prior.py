@@ -26,7 +26,7 @@ POOL = 2
 DRAFTS = 4
 """Dreams out of which one is chosen that suits what somebody with a taste asks for."""
 PULLS = {"text": 1.0, "image": 1.0, "audio": 1.0, "avoid": -0.5}
-"""How far a steer moves a dream of somebody with a taste when its dial is 1: 1 is as far as from nothing to the dream."""
+"""How far a steer moves a dream of somebody with a taste when its dial is 1; the dream itself is as long as 1."""
 
 
 @dataclass
@@ -245,8 +245,8 @@ class Prior(SavedModel):
         taste = (told["mask"] & (told["preferences"] >= 0)).any(1) & (dials.likes != 0)  # [B]
         weights = torch.tensor([getattr(dials, name) * PULLS[name] for name in STEERS])
         pull = torch.einsum("c,bcd->bd", weights, told["steers"]) * taste[:, None]
-        left = (told["steers"] * ~taste[:, None, None]).numpy()
-        return replace(conditions, **{name: left[:, i] for i, name in enumerate(STEERS)}), pull
+        text, image, audio, avoid = (told["steers"] * ~taste[:, None, None]).numpy().swapaxes(0, 1)
+        return replace(conditions, text=text, image=image, audio=audio, avoid=avoid), pull
 
     def _sample(self, conditions: Conditions, rows: slice, x: Tensor, start: float, steps: int, dials: Dials) -> Tensor:
         """Follow the path of x [B, n, D] from the level `start` for some of the people -> [b, n, D], unit length"""

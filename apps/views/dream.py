@@ -96,7 +96,7 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any, list[Any]]:
             likes = one.slider("Pull of the likes", 0.0, 4.0, step=0.25, key=dial("likes", 1.0))
             dislikes = one.slider("Push of the dislikes", 0.0, 4.0, step=0.25, key=dial("dislikes", 1.0))
             seed = one.number_input("Seed", 0, 2**31 - 1, key=dial("seed", 0), help="Same seed, same dreams.")
-            words = two.slider("Pull of the words", 0.0, 4.0, step=0.25, disabled=not text, key=dial("text", 1.5))
+            words = two.slider("Pull of the words", 0.0, 4.0, step=0.25, disabled=not text, key=dial("text", 1.0))
             push = two.slider("Push of the words", 0.0, 4.0, step=0.25, disabled=not avoid, key=dial("push", 1.0))
             steps = two.select_slider("Steps", STEPS, key=dial("steps", 8), help="More steps are finer and slower.")
             acting = "Noise levels in which pulls and pushes act: 0 shapes details, 1 the choice of a taste."
@@ -118,7 +118,7 @@ def ask(now: Recommender, who: Person) -> tuple[Wish, Any, list[Any]]:
                 else []
             )
             pull = three.slider(
-                "Pull of the upload", 0.0, 4.0, step=0.25, disabled=file is None, key=dial("upload", 1.5)
+                "Pull of the upload", 0.0, 4.0, step=0.25, disabled=file is None, key=dial("upload", 1.0)
             )
     kind = None
     if file is not None:

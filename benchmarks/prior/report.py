@@ -150,7 +150,7 @@ def steered(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
     """Records of every number, the picture of steering, and the page with the tables. What the page says of a data set
-    that was not measured here stays, and so does the picture then."""
+    whose rows were not measured here stays, and so does the picture unless all sets were steered here."""
     said_before = page.read_text(encoding="utf-8").split("\n## ")[1:] if page.is_file() else []
     before = {section.partition("\n")[0]: f"## {section.strip()}" for section in said_before}
     parts = [
@@ -161,13 +161,15 @@ def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
     panels: dict[str, dict[str, np.ndarray]] = {}
     for name in DATASETS:
         table = Table(measured / name, [f"seed-{seed}" for seed in range(5)])
+        curves = steered(measured / name)
+        panels |= {f"{name}: {kind}": curve for kind, curve in curves.items()}
+        if curves:
+            results.write_records(f"prior-{name}", _steering_records(name, curves))
         if OURS not in table.rows:
             parts += [before[name]] if name in before else []
         else:
-            curves = steered(measured / name)
-            panels |= {f"{name}: {kind}": curve for kind, curve in curves.items()}
             said = verified(measured / name)
-            results.write_records(f"prior-{name}", _records(name, table, said, curves))
+            results.write_records(f"prior-{name}", _records(name, table, said))
             parts += [f"## {name}", text(name, table), "\n".join(gains(table))]
             for metric in JUDGED:
                 best, bar = first(table, metric)
@@ -182,9 +184,7 @@ def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
     print(page)
 
 
-def _records(
-    name: str, table: Table, said: dict[str, tuple[float, list[int]]], curves: dict[str, dict[str, np.ndarray]]
-) -> list[results.Record]:
+def _records(name: str, table: Table, said: dict[str, tuple[float, list[int]]]) -> list[results.Record]:
     k, made = DATASETS[name]["k"], []
     command = f"python -m benchmarks.prior --set {name} --seeds 0,1,2,3,4 && python -m benchmarks.prior --record"
 
@@ -208,11 +208,22 @@ def _records(
             add(", paired", f"{OURS} against {rival}", f"p of {called}", [p], shared)
     for metric, (value, seeds) in said.items():
         add(", verified", "verifiers", metric, [value], seeds)
+    return made
+
+
+def _steering_records(name: str, curves: dict[str, dict[str, np.ndarray]]) -> list[results.Record]:
+    command = "python -m benchmarks.prior --steering && python -m benchmarks.prior --record"
+    made = []
+
+    def add(model: str, metric: str, value: float) -> None:
+        split = f"{SPLIT}, steered"
+        made.append(timing.record(f"prior: {name}", split, model, metric, [value], [0], command))
+
     for kind, curve in curves.items():
         kept = gain_over_line(curve["prior"], curve["straight line"])
-        add(", steered", f"{kind}: prior against straight line", "gain of personal score", [kept], [0])
+        add(f"{kind}: prior against straight line", "gain of personal score", kept)
         for contender, points in curve.items():
             for at, (likeness, personal) in enumerate(points):
-                add(", steered", f"{kind}: {contender}, notch {at}", "likeness to the steer", [likeness], [0])
-                add(", steered", f"{kind}: {contender}, notch {at}", "personal score", [personal], [0])
+                add(f"{kind}: {contender}, notch {at}", "likeness to the steer", likeness)
+                add(f"{kind}: {contender}, notch {at}", "personal score", personal)
     return made

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffusion.examples import Examples
-from diffusion.flow import joint_noise, levels, representatives
+from diffusion.flow import asked_for, joint_noise, levels, representatives
 from diffusion.guidance import Dials, branches
 from diffusion.network import Denoiser, PriorConfig
 from diffusion.prior import Conditions, Prior
@@ -95,6 +95,51 @@ def test_representatives_stand_for_all_better_than_the_first_drawn() -> None:
     assert counts.tolist() == [8, 3, 1]  # as the groups are in all
     torch.testing.assert_close(representatives(x, 4)[0], chosen[:4])
     assert len(representatives(x, 60)[0].unique(dim=0)) == 60  # nobody twice
+
+
+def test_what_is_asked_for_turns_dreams_and_chooses_among_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drafts = torch.nn.functional.normalize(torch.randn(2, 400, 4, 16, generator=generator), dim=-1)
+    toward, chance = drafts.new_zeros(16), torch.rand(2, 400, 4, generator=generator)
+    toward[0] = 1.0
+    still = asked_for(drafts, 0 * toward.expand(2, -1), chance)
+    torch.testing.assert_close(still, drafts[:, :, 0])  # nothing pulls, nothing changes
+    before = -2.0
+    for strength in (0.0, 0.25, 1.0, 4.0):
+        dreams = asked_for(drafts, strength * toward.expand(2, -1), chance)
+        torch.testing.assert_close(dreams.norm(dim=-1), torch.ones(2, 400))
+        likeness = float((dreams @ toward).mean())
+        assert likeness > before + 0.1 * (strength > 0)
+        before = likeness
+    # chosen as the product of densities would have it: a draft that is nearer weighs exp(12 (|a| - |b|)) times as much
+    pair = torch.nn.functional.normalize(torch.randn(1, 1, 2, 16, generator=generator), dim=-1)
+    pull = 0.5 * toward[None]
+    a, b = (pair[0, 0] + pull).norm(dim=-1)
+    many = asked_for(pair.expand(1, 20_000, 2, 16), pull, torch.rand(1, 20_000, 2, generator=generator))
+    came_second = (many[0] @ pair[0, 0].T).argmax(dim=-1).float().mean()
+    # exchangeable drafts: the first has the larger noise, so it stays unless the weight of the second outdoes that
+    gap = float(12 * (b - a))
+    noise = np.random.default_rng(0).gumbel(size=(200_000, 2))
+    expected = (noise.min(axis=1) + gap > noise.max(axis=1)).mean()
+    assert float(came_second) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_steer_leaves_the_network_to_those_who_like_something(lively: Prior) -> None:
+    """Who has a taste is moved by a steer afterwards; for who likes nothing yet it is all the network is told."""
+    conditions = some()
+    conditions.avoid = None
+    assert conditions.text is not None
+    toward = conditions.text / np.maximum(np.linalg.norm(conditions.text, axis=1, keepdims=True), 1e-9)
+    likes = (conditions.mask & (conditions.preferences > 0)).any(axis=1) & toward.any(axis=1)
+    assert likes.sum() > 3
+    plain, steered = (lively.sample(conditions, 6, dials=Dials(text=w)) for w in (0, 1))
+    turned = np.einsum("bnd,bd->bn", steered, toward) - np.einsum("bnd,bd->bn", plain, toward)
+    assert (turned.mean(axis=1)[likes] > 0.3).all()
+    stranger = Conditions(conditions.history[:, :0], conditions.preferences[:, :0], conditions.mask[:, :0], text=toward)
+    told, silent = lively.sample(stranger, 6), lively.sample(replace(stranger, text=None), 6)
+    assert np.abs(told - silent).max() > 0.01
+    ignored = lively.sample(conditions, 6, dials=Dials(likes=0, dislikes=0))
+    np.testing.assert_allclose(ignored, told, atol=1e-5)
 
 
 def test_memory_bound_changes_nothing(lively: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
