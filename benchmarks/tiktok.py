@@ -1,0 +1,161 @@
+"""TikTok micro-videos: pictures and sounds, fused; against the published table of multimodal recommenders.
+
+The split of DiffMM (Jiang et al. 2024, "DiffMM: Multi-Modal Diffusion Model for Recommendation", section 4.1): sets of
+items without order, one item of a person to choose by and one to test on; recall@20 and NDCG@20 over all items that the
+person has not met. The published multimodal rows also had the words, which are missing here.
+
+A sequence model reads what has no order in an order drawn anew for each of `ORDERS` copies of a person, so that it
+learns to rely on none. Choices (epochs, the weight of the codes) are made on the validation items, the test is asked
+once. Run `python benchmarks/tiktok.py --record docs/results` with the data below MMREC_DATA; finished seeds are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from encoders.fusion import Fusion, FusionConfig
+from mmrec import results
+from mmrec.progress import progress
+from mmrec.stages import used_together
+from retrieval.baselines import make_baseline
+from retrieval.model import RetrieverConfig
+from retrieval.retriever import Retriever
+from retrieval.semantic_ids import assign_unique, make_tokenizer
+from retrieval.training import train_retriever
+
+DATASET = "tiktok_mm"
+ORDERS = 3
+K = 20
+CONFIG = RetrieverConfig(
+    epochs=8, patience=8, code_epochs=3, batch_size=128, learning_rate=2e-3, full_softmax_up_to=10_000, queries=0.0
+)
+MEDIA = ("image", "audio")
+PARTS: dict[str, tuple[str, ...]] = {"images alone": ("image",), "sounds alone": ("audio",), "ids alone": ()}
+BASELINES: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {"decay": 1.0, "shrink": 0.0, "discount": 0.0}}
+"""item_knn's options are the best of a few on the validation items."""
+
+
+class Data:
+    """Sets of items per person, and what pictures and sounds say of each item."""
+
+    def __init__(self, folder: Path) -> None:
+        log = pd.read_parquet(folder / "interactions.parquet")
+        self.media = {
+            modality: unit(np.load(folder / f"{modality}_feat.npy", allow_pickle=False).astype(np.float32))
+            for modality in MEDIA
+        }
+        self.items = len(self.media["image"])
+        people = int(log["user"].max()) + 1
+        self.train, self.valid, self.test = (
+            sets(log[log["split"] == part], people) for part in ("train", "valid", "test")
+        )
+
+    def vectors(self, modalities: tuple[str, ...]) -> np.ndarray:
+        """Unit vectors of the items, float32 [N, D], fused of so many modalities and of who used what together."""
+        media = {modality: self.media[modality] for modality in modalities}
+        present = {modality: x.any(axis=1) for modality, x in media.items()}
+        pairs = used_together(self.train, window=50)
+        config = FusionConfig(dim=128, modality_dim=128, use_dim=64)
+        return Fusion.fit(media, present, pairs, config, 0).transform(media, present)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+
+
+def sets(log: pd.DataFrame, people: int) -> list[np.ndarray]:
+    by = log.groupby("user")["item"].apply(lambda items: items.to_numpy(np.int64))
+    return [by.get(person, np.zeros(0, np.int64)) for person in range(people)]
+
+
+def train(data: Data, modalities: tuple[str, ...], seed: int, folder: Path) -> Retriever:
+    if not (folder / "config.json").is_file():
+        rng = np.random.default_rng(seed)
+        histories = [rng.permutation(items) for items in data.train if len(items) > 1 for _ in range(ORDERS)]
+        vectors, ids = None, None
+        if modalities:
+            vectors = data.vectors(modalities)
+            tokenizer = make_tokenizer("residual_kmeans")
+            ids = assign_unique(tokenizer.fit(vectors, seed), vectors, tokenizer, seed=seed)
+        asked = [person for person, items in enumerate(data.valid) if len(items)]
+        validation = [data.train[person] for person in asked], np.array([data.valid[person][0] for person in asked])
+        with progress(f"training {folder.name}", unit="epochs") as tick:
+            retriever = train_retriever(
+                histories, vectors, ids, CONFIG, validation=validation, seed=seed, items=data.items,
+                checkpoint_dir=folder / "checkpoints", progress=tick,
+            )  # fmt: skip
+        retriever.save_pretrained(folder)
+    return Retriever.from_pretrained(folder)
+
+
+def ask(data: Data, recommend: Any) -> dict[str, float]:
+    """recall@20 and NDCG@20 of the test items, one of each person; the training items are hidden, as in the table."""
+    people = [person for person, items in enumerate(data.test) if len(items)]
+    targets = np.array([data.test[person][0] for person in people])
+    shown, _ = recommend([data.train[person] for person in people], K)
+    hit = shown == targets[:, None]
+    gain = (hit / np.log2(np.arange(2, K + 2))).sum(axis=1)
+    return {f"recall@{K}": float(hit.any(axis=1).mean()), f"ndcg@{K}": float(gain.mean())}
+
+
+def rows(data: Data, seed: int, work: Path, only_ours: bool) -> dict[str, dict[str, float]]:
+    """The rows of one seed; what has no seed, and what shows the share of each medium, only with the first."""
+    ours = train(data, MEDIA, seed, work / f"image-audio-{seed}")
+    table = {
+        f"retriever ({mode})": ask(data, partial(ours.recommend, mode=mode)) for mode in ("fused", "dense", "codes")
+    }
+    if only_ours:
+        return table
+    for name, modalities in PARTS.items():
+        less = train(data, modalities, seed, work / f"{'-'.join(modalities) or 'ids'}-{seed}")
+        table[f"retriever (dense), {name}"] = ask(data, partial(less.recommend, mode="dense"))
+    for name, options in BASELINES.items():
+        baseline = make_baseline(name, **options)
+        baseline.fit(data.train, None, data.vectors(MEDIA), seed)
+        table[name] = ask(data, baseline.recommend)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MMREC_DATA", "../shared/data")))
+    parser.add_argument("--work", type=Path, default=Path("workspaces/tiktok"), help="where finished models are kept")
+    parser.add_argument("--seeds", default="0,1,2", help="with commas between; all rows with the first, ours with each")
+    parser.add_argument("--record", type=Path, help="write the numbers as records into this folder")
+    options = parser.parse_args()
+    data = Data(options.data / DATASET)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    measured: dict[str, list[dict[str, float]]] = {}
+    for seed in seeds:
+        for name, numbers in rows(data, seed, options.work, only_ours=seed != seeds[0]).items():
+            measured.setdefault(name, []).append(numbers)
+            print(f"seed {seed}, {name}: {numbers}", flush=True)
+    if options.record:
+        records = [
+            results.Record(
+                dataset=DATASET,
+                split="strict-test",
+                model=name,
+                metric=metric,
+                mean=float(np.mean([numbers[metric] for numbers in several])),
+                std=float(np.std([numbers[metric] for numbers in several], ddof=1)) if len(several) > 1 else None,
+                seeds=tuple(seeds[: len(several)]),
+                command=f"python benchmarks/tiktok.py --seeds {options.seeds} --record docs/results",
+                commit=results.commit(),
+                machine=results.machine(),
+            )
+            for name, several in measured.items()
+            for metric in several[0]
+        ]
+        print(results.write_records("tiktok", records, options.record))
+
+
+if __name__ == "__main__":
+    main()
