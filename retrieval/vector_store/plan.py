@@ -79,6 +79,8 @@ def candidates(dim: int, rows: int) -> list[list[str]]:
     if rows < SMALL:
         return [["Flat", "SQ8"], ["SQ4"]]
     fine = ["Flat", "HNSW32,Flat", "IVF{lists},Flat", "IVF{lists},SQ8", "IVF{lists},RaBitQfs,Refine(SQ8)"]
+    if dim % 16 == 0:
+        fine.append(f"OPQ{dim // 8}_{dim // 2},IVF{{lists}},PQ{dim // 8}x4fs,Refine(SQ8)")
     thin = max(16, dim // 80 * 16)  # 512 -> 96
     if dim >= 4 * thin:
         graphs = (f"PCAR{thin},HNSW16", f"PCAR{thin},HNSW32", f"PCAR{2 * thin},HNSW32")
