@@ -181,7 +181,7 @@ class _Job:
             return {"factory": factory, "trials": []}
         done = self.work / "choice.json"
         if not done.is_file():
-            sample = self._sample(min(SAMPLE, plan.PILOT + plan.QUERIES), rows)
+            sample = self._sample(plan.sample_size(rows), rows)
             trials = plan.choose(
                 sample, rows, self.budget, self.seed, lambda n, total: self.progress("trying structures", n, total)
             )

@@ -106,6 +106,29 @@ def test_the_budget_chooses_and_says_what_it_measured() -> None:
         Budget(recall=1.2)
 
 
+def test_of_many_vectors_the_best_of_each_kind_are_tried_on_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "PILOT", 1_000)
+    monkeypatch.setattr(plan, "FINAL", 3_000)
+    monkeypatch.setattr(plan, "QUERIES", 100)
+    seen: list[tuple[str, int]] = []
+    really = plan._try
+
+    def watched(template: str, known: np.ndarray, *rest: Any) -> plan.Trial:
+        seen.append((template, len(known)))
+        return really(template, known, *rest)
+
+    monkeypatch.setattr(plan, "_try", watched)
+    assert (plan.sample_size(5_000), plan.sample_size(6_000), plan.sample_size(50)) == (1_100, 3_100, 50)
+    sample = vectors(3_100, 64)
+    units = sample / np.linalg.norm(sample, axis=1, keepdims=True)
+    trials = plan.choose(units, 10_000, Budget(recall=0.8), seed=0)
+    again = [template for template, rows in seen if rows == 3_000]
+    assert sorted("HNSW" in template for template in again) == [False, True]
+    assert trials[0].fits
+    assert trials[0].factory in {template.format(lists=plan.inverted_lists(10_000)) for template in again}
+    assert len(trials) == len({trial.factory for trial in trials}) == len(seen) - 2
+
+
 def test_tuning_finds_the_least_effort() -> None:
     known = vectors(3000)
     units = known / np.linalg.norm(known, axis=1, keepdims=True)
