@@ -18,7 +18,7 @@ from retrieval.vector_store.pages import use_huge_pages
 
 faiss: Any = import_module("faiss")  # its type stubs do not know the keyword arguments
 
-GRAPH_EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
+GRAPH_EFFORTS = (16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024)
 EXHAUSTIVE_BELOW = 0.02
 """Share of allowed rows under which all of them are compared: a graph or its lists would be searched almost whole."""
 TRAINING_POINTS = 64

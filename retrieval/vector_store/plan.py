@@ -24,6 +24,8 @@ PILOT = 30_000
 FINAL = 200_000
 """Rows that the best graph and the best of the others are tried on again, where there are many more: a small sample
 lies in the processor's cache, where a graph looks quicker than it is."""
+EQUAL = 0.9
+"""Of two finalists of which the slower has this share of the other's rate, the smaller is built."""
 QUERIES = 500
 NEIGHBOURS = 10
 SMALL = 10_000
@@ -140,6 +142,10 @@ def choose(
             again = {t: _try(t, known, queries, truth, rows, budget) for t in finalists if t is not None}
             trials |= again
             best = sorted(trials, key=lambda t: (rank(t)[0], t not in again, rank(t)[1]))
+            first, second = (trials[template] for template in best[:2])
+            equal = second.measured.queries_per_second > EQUAL * first.measured.queries_per_second
+            if best[1] in again and second.fits and equal and second.memory < first.memory:
+                best[:2] = best[1::-1]
     return [trials[template] for template in best]
 
 
