@@ -79,8 +79,11 @@ def draw(panels: dict[str, dict[str, np.ndarray]], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained")
-    for axis, (title, lines) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+    rows = -(-len(panels) // 4)
+    figure, axes = pyplot.subplots(rows, 4, figsize=(14, 3.4 * rows), layout="constrained", squeeze=False)
+    for unused in axes.flat[len(panels) :]:
+        unused.set_visible(False)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
         for (name, line), style in zip(lines.items(), ("o-", "s--"), strict=True):
             axis.plot(line[:, 0], line[:, 1], style, label=name, markersize=4)
         axis.set(title=title, xlabel="cosine to the steer", ylabel="cosine to held-out likes")
