@@ -6,7 +6,8 @@ person has not met. The published multimodal rows also had the words, which are 
 
 A sequence model reads what has no order in an order drawn anew for each of `ORDERS` copies of a person, so that it
 learns to rely on none. Choices (epochs, the weight of the codes) are made on the validation items, out of the whole
-schedule: in so small a set an early epoch may look best for a while. Run `python benchmarks/tiktok.py --record docs/results` with the data below MMREC_DATA; finished seeds are kept.
+schedule: in so small a set an early epoch may look best for a while. Run `python benchmarks/tiktok.py --record
+docs/results` with the data below MMREC_DATA; finished seeds are kept.
 """
 
 from __future__ import annotations
