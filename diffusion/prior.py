@@ -217,26 +217,23 @@ class Prior(SavedModel):
             raise ValueError(f"Prior.sample edits one vector [{self.dim}], not {list(np.shape(edit))}")
         drawn, level = pool * n, 1.0 if edit is None else strength
         conditions, pull = self._pull(conditions, dials)
-        drafts = range(DRAFTS if pull.any() else 1)
-
-        def start(draft: int) -> Tensor:
-            noise = [joint_noise(drawn, self.dim, _generator(one, draft)) for one in each]
-            x = dials.temperature * torch.stack(noise)  # [1 or B, drawn, D]
-            if edit is not None:
-                alpha, sigma = levels(torch.tensor(level), self.network.config.noise_shift)
-                x = alpha * torch.from_numpy(scaled(edit[None])) + sigma * x
-            return x.expand(len(conditions), -1, -1)
-
-        starts = [start(draft) for draft in drafts]
-        chance = torch.stack([torch.rand(drawn, DRAFTS, generator=_generator(one, DRAFTS)) for one in each])
-        chance = chance.expand(len(conditions), -1, -1)  # [B, drawn, DRAFTS]
-        people = max(1, ROWS_AT_ONCE // drawn)
+        drafts = DRAFTS if pull.any() else 1
+        noise = [joint_noise(drawn, self.dim, _generator(one, draft)) for one in each for draft in range(drafts)]
+        x = dials.temperature * torch.cat(noise).view(len(each), drafts * drawn, self.dim)
+        if edit is not None:
+            alpha, sigma = levels(torch.tensor(level), self.network.config.noise_shift)
+            x = alpha * torch.from_numpy(scaled(edit[None])) + sigma * x
+        x = x.expand(len(conditions), -1, -1)  # [B, drafts * drawn, D]
+        people = max(1, ROWS_AT_ONCE // (drafts * drawn))
         seeds = [np.zeros((0, n, self.dim), np.float32)]
         for first in range(0, len(conditions), people):
             rows = slice(first, first + people)
-            x = torch.stack([self._sample(conditions, rows, x, level, steps, dials) for x in starts], 2).cpu()
-            x = asked_for(x, pull[rows], chance[rows]) if len(drafts) > 1 else x.squeeze(2)  # [b, drawn, D]
-            seeds.append((representatives(x, n) if pool > 1 else x).numpy())
+            dreams = self._sample(conditions, rows, x, level, steps, dials).cpu()
+            if drafts > 1:
+                chance = torch.stack([torch.rand(drawn, drafts, generator=_generator(one, drafts)) for one in each])
+                chance = chance.expand(len(conditions), -1, -1)[rows]
+                dreams = asked_for(dreams.unflatten(1, (drafts, drawn)).transpose(1, 2), pull[rows], chance)
+            seeds.append((representatives(dreams, n) if pool > 1 else dreams).numpy())
         return np.concatenate(seeds)
 
     def _pull(self, conditions: Conditions, dials: Dials) -> tuple[Conditions, Tensor]:
