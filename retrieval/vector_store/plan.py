@@ -127,25 +127,24 @@ def choose(
         return not trials[template].fits, -trials[template].measured.queries_per_second
 
     best = sorted(trials, key=rank)
+    kinds = [[t for t in best if trials[t].fits and ("HNSW" in t) == graph] for graph in (True, False)]
+    if len(sample) > PILOT + QUERIES and all(kinds):
+        known = sample[order[asked:]]
+        truth = exact(queries, iter([known]))
+        finalists = [kind[0] for kind in kinds]
+        trials |= {template: _try(template, known, queries, truth, rows, budget) for template in finalists}
+        best = sorted(finalists, key=rank) + [template for template in best if template not in finalists]
+        best.sort(key=lambda template: not trials[template].fits)
+        first, second = (trials[template] for template in best[:2])
+        equal = second.measured.queries_per_second > EQUAL * first.measured.queries_per_second
+        if best[1] in finalists and second.fits and equal and second.memory < first.memory:
+            best[:2] = best[1::-1]
     if not trials[best[0]].fits:
         told = "; ".join(
             f"{t.factory}: recall {t.measured.recall:.3f}, {t.measured.latency:.2f} ms, {t.memory / 1e6:,.0f} MB"
             for t in (trials[template] for template in best)
         )
         raise ValueError(f"nothing keeps {budget} over {rows:,} vectors; on a sample, {told}: ask for less")
-    if len(sample) > PILOT + QUERIES:
-        able = [template for template in best if trials[template].fits]
-        finalists = [next((t for t in able if ("HNSW" in t) == graph), None) for graph in (True, False)]
-        if None not in finalists:
-            known = sample[order[asked:]]
-            truth = exact(queries, iter([known]))
-            again = {t: _try(t, known, queries, truth, rows, budget) for t in finalists if t is not None}
-            trials |= again
-            best = sorted(trials, key=lambda t: (rank(t)[0], t not in again, rank(t)[1]))
-            first, second = (trials[template] for template in best[:2])
-            equal = second.measured.queries_per_second > EQUAL * first.measured.queries_per_second
-            if best[1] in again and second.fits and equal and second.memory < first.memory:
-                best[:2] = best[1::-1]
     return [trials[template] for template in best]
 
 
