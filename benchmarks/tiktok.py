@@ -21,12 +21,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.timing import record
 from encoders.fusion import Fusion, FusionConfig
 from mmrec import results
 from mmrec.progress import progress
 from mmrec.stages import used_together
 from retrieval.baselines import make_baseline
+from retrieval.index import unit
 from retrieval.model import RetrieverConfig
+from retrieval.ranking import recall_and_ndcg
 from retrieval.retriever import Retriever
 from retrieval.semantic_ids import assign_unique, make_tokenizer
 from retrieval.training import train_retriever
@@ -39,7 +42,10 @@ CONFIG = RetrieverConfig(
 )
 MEDIA = ("image", "audio")
 PARTS: dict[str, tuple[str, ...]] = {"images alone": ("image",), "sounds alone": ("audio",), "ids alone": ()}
-BASELINES: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {"decay": 1.0, "shrink": 0.0, "discount": 0.0}}
+BASELINES: dict[str, dict[str, Any]] = {
+    "popularity": {},
+    "item_knn": {"decay": 1.0, "shrink": 10.0, "discount": 0.0, "neighbours": 1_000},
+}
 """item_knn's options are the best of a few on the validation items."""
 
 
@@ -49,8 +55,7 @@ class Data:
     def __init__(self, folder: Path) -> None:
         log = pd.read_parquet(folder / "interactions.parquet")
         self.media = {
-            modality: unit(np.load(folder / f"{modality}_feat.npy", allow_pickle=False).astype(np.float32))
-            for modality in MEDIA
+            modality: unit(np.load(folder / f"{modality}_feat.npy", allow_pickle=False)) for modality in MEDIA
         }
         self.items = len(self.media["image"])
         people = int(log["user"].max()) + 1
@@ -65,10 +70,6 @@ class Data:
         pairs = used_together(self.train, window=50)
         config = FusionConfig(dim=128, modality_dim=128, use_dim=64)
         return Fusion.fit(media, present, pairs, config, 0).transform(media, present)
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
 
 
 def sets(log: pd.DataFrame, people: int) -> list[np.ndarray]:
@@ -99,11 +100,9 @@ def train(data: Data, modalities: tuple[str, ...], seed: int, folder: Path) -> R
 def ask(data: Data, recommend: Any) -> dict[str, float]:
     """recall@20 and NDCG@20 of the test items, one of each person; the training items are hidden, as in the table."""
     people = [person for person, items in enumerate(data.test) if len(items)]
-    targets = np.array([data.test[person][0] for person in people])
     shown, _ = recommend([data.train[person] for person in people], K)
-    hit = shown == targets[:, None]
-    gain = (hit / np.log2(np.arange(2, K + 2))).sum(axis=1)
-    return {f"recall@{K}": float(hit.any(axis=1).mean()), f"ndcg@{K}": float(gain.mean())}
+    recall, ndcg = recall_and_ndcg(shown, np.array([data.test[person][0] for person in people]))
+    return {f"recall@{K}": recall, f"ndcg@{K}": ndcg}
 
 
 def rows(data: Data, seed: int, work: Path, only_ours: bool) -> dict[str, dict[str, float]]:
@@ -139,19 +138,9 @@ def main() -> None:
             measured.setdefault(name, []).append(numbers)
             print(f"seed {seed}, {name}: {numbers}", flush=True)
     if options.record:
+        command = f"python benchmarks/tiktok.py --seeds {options.seeds} --record docs/results"
         records = [
-            results.Record(
-                dataset=DATASET,
-                split="strict-test",
-                model=name,
-                metric=metric,
-                mean=float(np.mean([numbers[metric] for numbers in several])),
-                std=float(np.std([numbers[metric] for numbers in several], ddof=1)) if len(several) > 1 else None,
-                seeds=tuple(seeds[: len(several)]),
-                command=f"python benchmarks/tiktok.py --seeds {options.seeds} --record docs/results",
-                commit=results.commit(),
-                machine=results.machine(),
-            )
+            record(DATASET, "strict-test", name, metric, [of[metric] for of in several], seeds[: len(several)], command)
             for name, several in measured.items()
             for metric in several[0]
         ]
