@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.prior import report
-from benchmarks.prior.measure import measure, steer, verify
+from benchmarks.prior.measure import go_on, measure, steer, verify
 from benchmarks.prior.people import DATASETS, build, study
 from benchmarks.prior.rows import REFERENCES, Bench, rows
 
@@ -40,6 +40,7 @@ def main() -> None:
                 for row in wanted if seed == 0 else [row for row in wanted if row not in REFERENCES]:
                     measure(bench, row, rows()[row], options.folder / "measured" / name / told)
                 verify(bench, options.folder / "measured" / name / told)
+                go_on(bench, options.folder / "measured" / name / told)
             if seed == 0:
                 steer(bench, options.folder / "measured" / name / told)
         if options.choose:

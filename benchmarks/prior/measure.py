@@ -76,6 +76,16 @@ def verify(bench: Bench, folder: Path) -> None:
         np.savez(file, **asdict(judged(bench.study, seeds, bench.seed)))
 
 
+def go_on(bench: Bench, folder: Path) -> None:
+    """Keep what rounds bring, unless it is there."""
+    from benchmarks.prior.rounds import rounds
+
+    file = folder / "rounds.npz"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **rounds(bench))  # type: ignore[arg-type]
+
+
 def steer(bench: Bench, folder: Path) -> None:
     """Keep the curves of steering, unless they are there."""
     from benchmarks.prior.steering import curves

@@ -105,7 +105,7 @@ def sample(model: Rebeca, users: np.ndarray, n: int, seed: int, levels: int = LE
     return F.normalize(x, dim=1).view(len(users), n, -1).numpy()
 
 
-def rebeca(bench: Bench, people: int = 8, n: int = 4, steps: int = 200) -> Answer:
+def rebeca(bench: Bench, people: int = 12, n: int = 4, steps: int = 600) -> Answer:
     """REBECA cannot serve a person it was not trained with: what is shown of the asked is put into its training, which
     is the retraining each new person would need; a few people with a few seeds are asked, for it is slow."""
     from benchmarks.prior.rows import Answer

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.prior.measure import PEOPLE, slug
 from benchmarks.prior.people import DATASETS
+from benchmarks.prior.rounds import WAYS
 from benchmarks.prior.rows import rows
 from benchmarks.prior.steering import draw, gain_over_line
 from benchmarks.prior.verifier import calibration_error, swap_margin
@@ -143,6 +144,14 @@ def verified(folder: Path) -> dict[str, tuple[float, list[int]]]:
     }
 
 
+def gone_on(folder: Path) -> tuple[list[int], dict[str, list[np.ndarray]]]:
+    """The seeds measured, and per way and round everybody's share of liked items, an array per seed."""
+    files = sorted(folder.glob("seed-*/rounds.npz"))
+    kept = [dict(np.load(file)) for file in files]
+    seeds = [int(file.parent.name.rpartition("-")[2]) for file in files]
+    return seeds, {name: [numbers[name] for numbers in kept] for name in (kept[0] if kept else {})}
+
+
 def steered(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """Curves by kind of steer, of seed 0."""
     return {file.stem.partition("-")[2]: dict(np.load(file)) for file in sorted(folder.glob("seed-0/steering-*.npz"))}
@@ -170,6 +179,7 @@ def record(measured: Path, page: Path = Path("docs/prior-tables.md")) -> None:
         else:
             said = verified(measured / name)
             results.write_records(f"prior-{name}", _records(name, table, said))
+            results.write_records(f"prior-{name}", _round_records(name, *gone_on(measured / name)))
             parts += [f"## {name}", text(name, table), "\n".join(gains(table))]
             for metric in JUDGED:
                 best, bar = first(table, metric)
@@ -208,6 +218,21 @@ def _records(name: str, table: Table, said: dict[str, tuple[float, list[int]]]) 
             add(", paired", f"{OURS} against {rival}", f"p of {called}", [p], shared)
     for metric, (value, seeds) in said.items():
         add(", verified", "verifiers", metric, [value], seeds)
+    return made
+
+
+def _round_records(name: str, seeds: list[int], shares: dict[str, list[np.ndarray]]) -> list[results.Record]:
+    command = f"python -m benchmarks.prior --set {name} --seeds 0,1,2,3,4 && python -m benchmarks.prior --record"
+    made = []
+
+    def add(model: str, metric: str, values: Sequence[float]) -> None:
+        made.append(timing.record(f"prior: {name}", f"{SPLIT}, rounds", model, metric, values, seeds, command))
+
+    for way, parts in shares.items():
+        add(way, "share liked", [float(np.nanmean(part)) for part in parts])
+        if way.startswith(WAYS[0]) and not way.endswith("round 1"):
+            other = shares[way.replace(*WAYS)]
+            add(way, "p against hidden only", [paired_permutation(np.concatenate(parts), np.concatenate(other), 0)])
     return made
 
 

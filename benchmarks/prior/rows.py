@@ -64,9 +64,9 @@ class Bench:
         return VectorIndex.build(self.vectors)
 
     @cached_property
-    def worth(self) -> np.ndarray:
+    def log(self) -> Worth:
         train = self.study.train
-        model = Worth(
+        return Worth(
             train.items,
             train.preferences,
             len(self.vectors),
@@ -75,7 +75,10 @@ class Bench:
             trust=self.chosen["trust"],
             rate=self.study.assigned,
         )
-        return model.of(self.asked.histories, self.asked.preferences)
+
+    @cached_property
+    def worth(self) -> np.ndarray:
+        return self.log.of(self.asked.histories, self.asked.preferences)
 
     @cached_property
     def conditions(self) -> Conditions:
