@@ -357,7 +357,7 @@ class SequenceModel(nn.Module):
         share its probability.
         """
         if level == 0:  # all rows stand at the root
-            return (read @ self.known_by(0, child[: len(child) // len(read)]).T).log_softmax(dim=1).flatten()
+            return (read @ self.known_by(0, child[: len(child) // len(read)]).T).float().log_softmax(dim=1).flatten()
         if self.trie.nodes(level + 1) < len(child):
             everything = torch.arange(self.trie.nodes(level + 1), device=child.device)
             known = F.embedding(child, self.known_by(level, everything))
@@ -376,6 +376,7 @@ def sampled_softmax(h: Tensor, embeddings: Tensor, target: Tensor, negatives: Te
     1 / N counts for N / M items, so log(N / M) is added to its logit. A negative that hits the target is left out.
     """
     positive = (h * embeddings[target]).sum(dim=-1, keepdim=True)  # [P, 1]
-    logits = h @ embeddings[negatives].T + torch.log(torch.tensor(items / len(negatives)))  # [P, M]
+    # In half precision the product may be; what is summed over a whole catalog may not.
+    logits = (h @ embeddings[negatives].T).float() + torch.log(torch.tensor(items / len(negatives)))  # [P, M]
     logits = logits.masked_fill(target.unsqueeze(1) == negatives, -torch.inf)
     return (torch.cat([positive, logits], dim=1).logsumexp(dim=1) - positive.squeeze(1)).mean()

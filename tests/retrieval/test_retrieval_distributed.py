@@ -1,4 +1,5 @@
-"""Two processes (gloo) that share every batch learn what one process learns, but for the rounding of sums."""
+"""Two processes (gloo) that share every batch learn what one process learns, but for the rounding of sums; and so does
+one in half precision, but for coarser rounding."""
 
 import os
 import socket
@@ -40,13 +41,14 @@ if accelerator.is_main_process:
 """
 
 
-def train(folder: Path, processes: int, softmax: str) -> np.ndarray:
-    """What the model gives every item after training in so many processes."""
+def train(folder: Path, processes: int, softmax: str, precision: str = "no") -> np.ndarray:
+    """What the model gives every item after training in so many processes, in accelerate's mixed precision."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launched = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **(launched if processes > 1 else {})}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env |= {"ACCELERATE_MIXED_PRECISION": precision, **(launched if processes > 1 else {})}
     command = [sys.executable, "-c", TRAIN, str(folder), str(processes), softmax]
     ranks = [{"RANK": str(n), "LOCAL_RANK": str(n)} if processes > 1 else {} for n in range(processes)]
     running = [subprocess.Popen(command, env={**env, **rank}) for rank in ranks]
@@ -65,3 +67,10 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         # Scores, not weights: the gradient of a key's bias is zero but for rounding, which AdamW blows up.
         np.testing.assert_allclose(two, one, rtol=0, atol=1e-4, err_msg=softmax)
         assert one.std() > 0.1, "nothing was learnt"
+
+
+def test_half_precision_learns_the_same(tmp_path: Path) -> None:
+    for softmax in ("full", "sampled"):
+        full, half = (train(tmp_path / f"{softmax}-{p}", 1, softmax, p) for p in ("no", "bf16"))
+        assert not np.array_equal(full, half), "bfloat16 was not used"
+        assert np.corrcoef(full.ravel(), half.ravel())[0, 1] > 0.98
