@@ -39,7 +39,8 @@ def beam_search(model: SequenceModel, h: Tensor, reachable: Reachable, k: int, b
     scores = h.new_zeros(len(h), 1)  # [B, W]
     spelled = nodes.unsqueeze(2)[..., :0]  # [B, W, level]
     for level in range(len(trie.sizes)):
-        total = continuations(model, level, h, nodes, spelled)  # [B, W, D]
+        who = torch.arange(nodes.numel(), device=h.device) // nodes.shape[1]
+        total = continuations(model, level, h, who, nodes.flatten(), spelled.flatten(0, 1)).unflatten(0, nodes.shape)
         nodes, scores, parents = choose(trie, reachable, level, nodes, total.add_(scores.unsqueeze(-1)), max(beam, k))
         if level + 1 < len(trie.sizes):
             codes = trie.codes[level][nodes.clamp(min=0)].long()
@@ -47,15 +48,15 @@ def beam_search(model: SequenceModel, h: Tensor, reachable: Reachable, k: int, b
     return finish(trie, nodes, scores, k)
 
 
-def continuations(model: SequenceModel, level: int, h: Tensor, nodes: Tensor, spelled: Tensor) -> Tensor:
-    """Log-probabilities of what may follow: h [B, d], nodes int64 [B, W], spelled int64 [B, W, level] -> [B, W, D]
+def continuations(model: SequenceModel, level: int, h: Tensor, who: Tensor, nodes: Tensor, spelled: Tensor) -> Tensor:
+    """Log-probabilities of what may follow each of P nodes: int64 [P] and their codes [P, level] -> [P, D]
 
-    In the D places are the children of each node in order, -inf where it has fewer. Where only one can follow nothing
-    is computed: it is certain. On the last levels that is nearly everywhere. A dead beam (-1) has the children of node
-    0; its score keeps them out.
+    h: [B, d]; who: int64 [P], after which of the states each node was spelled. In the D places are the children of each
+    node in order, -inf where it has fewer. Where only one can follow nothing is computed: it is certain. On the last
+    levels that is nearly everywhere. A dead beam (-1) has the children of node 0; its score keeps them out.
     """
     assert model.decoder is not None
-    choices, parents = model.choices[level], nodes.clamp(min=0).flatten()  # [B * W]
+    choices, parents = model.choices[level], nodes.clamp(min=0)
     begin = choices.begin[parents]
     count = choices.begin[parents + 1] - begin
     # The widest node at hand where asking is free; on a GPU asking would stall the search, so the widest of all.
@@ -66,10 +67,9 @@ def continuations(model: SequenceModel, level: int, h: Tensor, nodes: Tensor, sp
         total.fill_(-torch.inf)[:, 0] = 0.0
     if len(asked):
         asked = asked[begin[asked].argsort()]  # brothers together
-        who = asked // nodes.shape[1]
-        read = model.decoder.read(level, h, spelled.flatten(0, 1)[asked], who)  # [R, width]
+        read = model.decoder.read(level, h, spelled[asked], who[asked])  # [R, width]
         total[asked] = _weigh(read, begin[asked], count[asked], choices.known, width).log_softmax(dim=1)
-    return total.view(*nodes.shape, width)
+    return total
 
 
 def _weigh(read: Tensor, begin: Tensor, count: Tensor, known: Tensor, width: int) -> Tensor:
@@ -206,10 +206,22 @@ def finish(trie: Trie, nodes: Tensor, scores: Tensor, k: int) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def score_items(model: SequenceModel, h: Tensor, items: Tensor, people: int = 64) -> Tensor:
-    """Log-probability of each item: h [B, d], items int64 [B, C] -> [B, C]. `people` are worked out at once."""
-    parts = []
-    for states, wanted in zip(h.split(people), items.split(people), strict=True):
-        who = torch.arange(len(states), device=h.device).repeat_interleave(wanted.shape[1])
-        parts.append(model.log_prob_of_codes(states, wanted.flatten(), who).view_as(wanted))
-    return torch.cat(parts)
+def score_items(model: SequenceModel, h: Tensor, items: Tensor, people: int = PEOPLE_AT_ONCE) -> Tensor:
+    """Log-probability of each item: h [B, d], items int64 [B, C] -> [B, C]. `people` are worked out at once; what the
+    items of a person share of their codes is worked out once."""
+    if len(h) > people:
+        parts = [score_items(model, *part, people) for part in zip(h.split(people), items.split(people), strict=True)]
+        return torch.cat(parts)
+    trie, wanted = model.trie, items.flatten()
+    codes, total = model.tower.codes[wanted], h.new_zeros(len(wanted))
+    # The places items are asked from: after which state, at which node, with which codes spelled; `at`: from which.
+    who = torch.arange(len(h), device=h.device)
+    node, spelled, at = torch.zeros_like(who), codes[: len(h), :0], who.repeat_interleave(items.shape[1])
+    for level in range(len(trie.sizes)):
+        log_p = continuations(model, level, h, who, node, spelled)  # [P, D]
+        target = trie.path[level + 1][wanted]
+        total += log_p[at, target - trie.first[level][node[at]]]
+        groups, group = (at * trie.nodes(level + 1) + target).unique(return_inverse=True)
+        one = torch.empty_like(groups).scatter_(0, group, torch.arange(len(wanted), device=h.device))
+        who, node, spelled, at = who[at[one]], target[one], codes[one, : level + 1], group
+    return total.view_as(items)

@@ -317,18 +317,13 @@ class SequenceModel(nn.Module):
         assert self.decoder is not None
         return self.decoder.known_by(level, self.trie.codes[level][child].long(), self._buckets[level][child])
 
-    def log_prob_of_codes(self, h: Tensor, items: Tensor, who: Tensor | None = None) -> Tensor:
-        """The log-probability that the code of each item is what follows: h [B, d], items int64 [R] -> [R]
-
-        who: int64 [R], after which of the B states each item is asked for; None: R = B, one after each. Items asked for
-        after the same state share the work of the prefixes they share.
+    def log_prob_of_codes(self, h: Tensor, items: Tensor) -> Tensor:
+        """The log-probability that the code of an item is what follows a state, to learn by: h [B, d], items int64 [B]
+        -> [B]. Many items after each of a few states are scored faster by `retrieval.decode.score_items`.
         """
         assert self.decoder is not None
         trie, codes, total = self.trie, self.tower.codes[items], h.new_zeros(len(items))
-        # The places items are asked from: after which state, at which node, with which codes spelled; `at`: from which.
-        state = torch.arange(len(h), device=h.device)
-        node, spelled = torch.zeros_like(state), codes.new_zeros(len(h), 0)
-        at = torch.arange(len(items), device=h.device) if who is None else who
+        node = torch.zeros_like(items)
         for level in range(len(self.sizes)):
             target = trie.path[level + 1][items]
             first, end = trie.first[level][node].long(), trie.first[level][node + 1].long()
@@ -336,18 +331,12 @@ class SequenceModel(nn.Module):
             choice = count.nonzero().squeeze(1)
             if len(choice):
                 row = torch.repeat_interleave(torch.arange(len(choice), device=h.device), count[choice])
-                begin = count.cumsum(0) - count  # of each place's children in the list of all
+                begin = count.cumsum(0) - count  # of each item's choices in the list of all
                 child = torch.arange(len(row), device=h.device) + (first[choice] - begin[choice])[row]
-                read = self.decoder.read(level, h, spelled[choice], state[choice])
+                read = self.decoder.read(level, h, codes[choice, :level], choice)
                 log_p = self._log_softmax(level, read, row, child)
-                asked = (count[at] > 0).nonzero().squeeze(1)
-                total = total.index_add(0, asked, log_p[begin[at[asked]] + target[asked] - first[at[asked]]])
-            if who is None:
-                node, spelled = target, codes[:, : level + 1]
-            else:
-                groups, group = (at * trie.nodes(level + 1) + target).unique(return_inverse=True)
-                one = torch.empty_like(groups).scatter_(0, group, torch.arange(len(items), device=h.device))
-                state, node, spelled, at = state[at[one]], target[one], codes[one, : level + 1], group
+                total = total.index_add(0, choice, log_p[(begin + target - first)[choice]])
+            node = target
         return total
 
     def _log_softmax(self, level: int, read: Tensor, row: Tensor, child: Tensor) -> Tensor:
@@ -357,7 +346,10 @@ class SequenceModel(nn.Module):
         share its probability.
         """
         if level == 0:  # all rows stand at the root
-            return (read @ self.known_by(0, child[: len(child) // len(read)]).T).float().log_softmax(dim=1).flatten()
+            logits = read @ self.known_by(0, child[: len(child) // len(read)]).T
+            return (
+                logits.to(self.backbone.start.dtype).log_softmax(dim=1).flatten()
+            )  # a product may be of half precision
         if self.trie.nodes(level + 1) < len(child):
             everything = torch.arange(self.trie.nodes(level + 1), device=child.device)
             known = F.embedding(child, self.known_by(level, everything))
@@ -376,7 +368,7 @@ def sampled_softmax(h: Tensor, embeddings: Tensor, target: Tensor, negatives: Te
     1 / N counts for N / M items, so log(N / M) is added to its logit. A negative that hits the target is left out.
     """
     positive = (h * embeddings[target]).sum(dim=-1, keepdim=True)  # [P, 1]
-    # In half precision the product may be; what is summed over a whole catalog may not.
-    logits = (h @ embeddings[negatives].T).float() + torch.log(torch.tensor(items / len(negatives)))  # [P, M]
+    # The product may be of half precision; what is summed over a whole catalog may not.
+    logits = (h @ embeddings[negatives].T).to(h.dtype) + torch.log(torch.tensor(items / len(negatives)))  # [P, M]
     logits = logits.masked_fill(target.unsqueeze(1) == negatives, -torch.inf)
     return (torch.cat([positive, logits], dim=1).logsumexp(dim=1) - positive.squeeze(1)).mean()

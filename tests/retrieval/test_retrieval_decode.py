@@ -70,13 +70,13 @@ def test_the_items_share_one_probability_and_a_hidden_item_keeps_its_part() -> N
     torch.testing.assert_close(scores, score_everything(model, h).gather(1, items))
 
 
-def test_sharing_the_work_of_prefixes_changes_nothing() -> None:
+def test_items_of_one_person_score_as_each_alone() -> None:
     model, h = model_of(catalog(130)), torch.randn(5, 8, dtype=torch.float64)
-    items = torch.randint(130, (40,), generator=torch.Generator().manual_seed(0))
-    who = torch.randint(5, (40,), generator=torch.Generator().manual_seed(1))
-    shared = model.log_prob_of_codes(h, items, who)
-    torch.testing.assert_close(shared, model.log_prob_of_codes(h[who], items))
-    assert (shared < 0).all()
+    items = torch.randint(130, (5, 40), generator=torch.Generator().manual_seed(0))
+    together = score_items(model, h, items, people=2)
+    alone = model.log_prob_of_codes(h.repeat_interleave(40, dim=0), items.flatten())
+    torch.testing.assert_close(together.flatten(), alone)
+    assert (together < 0).all()
 
 
 def test_a_prefix_is_told_from_others_whatever_else_the_catalog_holds() -> None:
