@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 
-PEOPLE_AT_ONCE = 32
+PEOPLE_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
