@@ -64,16 +64,23 @@ def judge(bench: Bench, answer: Answer) -> dict[str, np.ndarray]:
 
 
 def verify(bench: Bench, folder: Path) -> None:
-    """Keep what verifiers say of everybody's dreams, unless it is there."""
+    """Keep what verifiers say of everybody's dreams, and as a ceiling of the likes that were shown, unless it is
+    there."""
     from benchmarks.prior.verifier import verify as judged
 
-    file = folder / "verified.npz"
-    if not file.is_file():
-        seeds = bench.prior.sample(
-            bench.conditions, VERIFIED, dials=Dials(likes=bench.chosen["likes"]), seed=bench.seed, pool=POOL
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **asdict(judged(bench.study, seeds, bench.seed)))
+    def dreams() -> np.ndarray:
+        dials = Dials(likes=bench.chosen["likes"])
+        return bench.prior.sample(bench.conditions, VERIFIED, dials=dials, seed=bench.seed, pool=POOL)
+
+    def likes() -> np.ndarray:
+        rng = np.random.default_rng([bench.seed, 9])
+        return np.stack([bench.vectors[rng.choice(liked, VERIFIED)] for liked in bench.liked])
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, seeds in (("verified", dreams), ("verified-likes", likes)):
+        file = folder / f"{name}.npz"
+        if not file.is_file():
+            np.savez(file, **asdict(judged(bench.study, seeds(), bench.seed)))
 
 
 def go_on(bench: Bench, folder: Path) -> None:

@@ -134,6 +134,8 @@ def verified(folder: Path) -> dict[str, tuple[float, list[int]]]:
     kept = [dict(np.load(file)) for file in files]
     seeds = [int(file.parent.name.rpartition("-")[2]) for file in files]
     margin, p = swap_margin([k["scores"] for k in kept])
+    ceiling = sorted(folder.glob("seed-*/verified-likes.npz"))
+    of_likes, p_of_likes = swap_margin([np.load(file)["scores"] for file in ceiling])
     chances, liked = (np.concatenate([k[name] for k in kept]) for name in ("chances", "liked"))
     return {
         "auc": (float(np.nanmean(np.concatenate([k["auc"] for k in kept]))), seeds),
@@ -141,6 +143,8 @@ def verified(folder: Path) -> dict[str, tuple[float, list[int]]]:
         "calibration error": (calibration_error(chances, liked), seeds),
         "user-swap margin": (margin, seeds),
         "p of user-swap margin": (p, seeds),
+        "user-swap margin of the likes shown": (of_likes, seeds),
+        "p of user-swap margin of the likes shown": (p_of_likes, seeds),
     }
 
 
