@@ -449,8 +449,8 @@ def behaviours(work: Path) -> dict[str, dict[str, float]]:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def measured(data: Data, work: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Per part of the table its rows; what is finished is read from `work`."""
+def measure(data: Data, work: Path, keep: Callable[[dict[str, Any]], None]) -> None:
+    """Each row of each part of the table; what is finished is read from `work`, and `keep` is told after each row."""
     file = work / "measured.json"
     table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -460,6 +460,7 @@ def measured(data: Data, work: Path) -> dict[str, dict[str, dict[str, float]]]:
             rows[name] = make()
             write_text(file, json.dumps(table, indent=1))
         print(f"{part}: {name}: {rows[name]}", flush=True)
+        keep(table)
 
     histories, targets = data.asked
     count = len(data.vectors)
@@ -503,7 +504,18 @@ def measured(data: Data, work: Path) -> dict[str, dict[str, dict[str, float]]]:
     if "behaviours" not in table:
         table["behaviours"] = behaviours(work)
         write_text(file, json.dumps(table, indent=1))
-    return table
+    keep(table)
+
+
+def records_of(table: dict[str, Any]) -> list[results.Record]:
+    made = []
+    for part, rows in table.items():
+        split = "latest-small, validation" if part == "behaviours" else "amazon_beauty, strict-validation"
+        seeds = (0, 1, 2) if part == "behaviours" else (SEED,)
+        for name, numbers in rows.items():
+            for metric, value in numbers.items():
+                made.append(record(f"sequence options: {part}", split, name, metric, [value], seeds, COMMAND))
+    return made
 
 
 def main() -> None:
@@ -511,16 +523,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("workspaces/options"), help="where finished rows are kept")
     parser.add_argument("--record", type=Path, help="write the numbers as records into this folder")
     options = parser.parse_args()
-    table = measured(load(options.work), options.work)
-    made = []
-    for part, rows in table.items():
-        dataset = "latest-small, validation" if part == "behaviours" else "amazon_beauty, strict-validation"
-        seeds = (0, 1, 2) if part == "behaviours" else (SEED,)
-        for name, numbers in rows.items():
-            for metric, value in numbers.items():
-                made.append(record(f"sequence options: {part}", dataset, name, metric, [value], seeds, COMMAND))
-    if options.record:
-        print(results.write_records("sequence-options", made, options.record))
+
+    def keep(table: dict[str, Any]) -> None:
+        if options.record:
+            results.write_records("sequence-options", records_of(table), options.record)
+
+    measure(load(options.work), options.work, keep)
 
 
 if __name__ == "__main__":
