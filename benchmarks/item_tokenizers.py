@@ -1,7 +1,7 @@
 """Every item tokenizer on the same catalog: what its codes are like, and what the same retriever makes of them.
 
     python benchmarks/item_tokenizers.py --record docs/results               # the codes: minutes per tokenizer
-    python benchmarks/item_tokenizers.py --record docs/results --epochs 12   # and the retriever, trained for each
+    python benchmarks/item_tokenizers.py --record docs/results --epochs 3   # and the retriever, trained for each
 
 Amazon Beauty, strict protocol: histories are the training part, the validation item of each person is what is asked
 for, the test item is never looked at. Items are MiniLM vectors of title and categories, fused without looking at who
@@ -144,7 +144,10 @@ def retrieval_row(name: str, data: Data, work: Path, epochs: int, seed: int) -> 
     from retrieval.training import train_retriever
 
     ids = SemanticIds.load(work / "ids")
-    config = RetrieverConfig(epochs=epochs, full_softmax_up_to=0)
+    config = RetrieverConfig(
+        epochs=epochs, code_epochs=2, batch_size=128, learning_rate=2e-3, negatives=1024, queries=0.0,
+        full_softmax_up_to=0,
+    )  # fmt: skip
     with progress(f"training the retriever on {name}", unit="epochs") as tick:
         retriever = train_retriever(
             data.context.histories,
