@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffusion.examples import Examples
-from diffusion.flow import asked_for, joint_noise, levels, representatives
+from diffusion.flow import asked_for, integrate, joint_noise, levels, representatives
 from diffusion.guidance import Dials, branches
 from diffusion.network import Denoiser, PriorConfig
 from diffusion.prior import Conditions, Prior
@@ -190,6 +190,28 @@ def test_the_path_keeps_the_sphere_and_ends_in_data_and_noise() -> None:
     torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones(11))
     assert (alpha[0], sigma[0], alpha[-1], sigma[-1]) == (1, 0, 0, 1)
     assert (alpha.diff() < 0).all()
+
+
+def test_the_flow_of_a_normal_distribution_is_followed_with_second_order() -> None:
+    """Where data are normal around m with deviation c, the estimate is known, and noise e must end in m + c e."""
+    m, c = torch.linspace(-2, 2, 16, dtype=torch.float64), 0.5
+    noise = torch.randn(200, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def estimate(x: torch.Tensor, u: float) -> torch.Tensor:
+        alpha, sigma = levels(torch.tensor(u, dtype=torch.float64), 3.0)
+        return (alpha * c**2 * x + sigma**2 * m) / (alpha**2 * c**2 + sigma**2)
+
+    def error(steps: int, start: float = 1.0) -> float:
+        alpha, sigma = levels(torch.tensor(start, dtype=torch.float64), 3.0)
+        x = alpha * m + (alpha**2 * c**2 + sigma**2).sqrt() * noise
+        return float((integrate(estimate, x, steps, 3.0, start) - (m + c * noise)).norm(dim=1).mean())
+
+    asked = []
+    integrate(lambda x, u: asked.append(u) or x, noise, 8, 3.0)
+    assert len(asked) == 8
+    assert error(16) < 0.15  # Euler's steps: 0.33
+    assert error(32) < error(16) / 3  # which a solver of first order halves
+    assert error(8, start=0.4) < error(8)
 
 
 def test_joint_noise_is_orthogonal_and_each_is_standard_normal() -> None:
