@@ -479,9 +479,9 @@ class Recommender:
             pictures: a folder of the person's own pictures (or their paths), each read as something liked: a visual
                 history may be all that is known of somebody (VisualLens, Zhang et al. 2024).
             vector: float32 [D] in the item space that stands for the person, read as something liked.
-            refused: item ids that an earlier round showed in vain; they are hidden and count as disliked, for the
-                prior and for what the log says, so that the next round learns from them (Ada-Retrieval, Li et al.
-                2024).
+            refused: item ids that an earlier round showed in vain; they are hidden and count as disliked for the
+                dreams, so that the next round learns from them (Ada-Retrieval, Li et al. 2024). What the log says is
+                asked without them, which made better rounds (`benchmarks/prior/rounds.py`).
             n: how many dreams.
             k: how many real items to ground them in.
             steps: network evaluations along the path, 1 to 16.
@@ -513,7 +513,8 @@ class Recommender:
         wilful = bool(text or image or audio)
         kept = self._kept(seeds, items, preferences, n, wilful=wilful, edited=edit is not None)
         if votes:
-            worth = self.worth.of([items], [preferences])[0]
+            known, liking = self._taste(user, likes, dislikes)
+            worth = self.worth.of([known], [liking])[0]
             grounding = ground_by_votes(dream(VOTERS, pool=POOL)[0], worth, self.index, k, exclude=items)
         else:
             grounding = ground(kept, None, self.index, k, exclude=items)

@@ -1,9 +1,10 @@
 """Rounds: does what was refused make the next list better? (Ada-Retrieval, Li et al. 2024; GenIR, Sun et al. 2025)
 
 Each person is shown a list and refuses what is known to be no like of theirs among the held-out ratings. *Learned*:
-the refused are dislikes for the dreams and for worth when the next list is made. *Hidden only*: the next list is made
-of the same knowledge as the first. Both hide all that was shown. What is compared is the share of liked items in the
-second and third lists.
+the refused are dislikes for the dreams when the next list is made. *Hidden only*: it is made of the same knowledge as
+the first. Both hide all that was shown. What is compared is the share of liked items in the second and third lists.
+Worth is told in neither: on the people set aside that made the next list worse, for what was rated at all is what such
+people use, liked or not.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _lists(
     dials = Dials(likes=bench.chosen["likes"])
     seeds = bench.prior.sample(conditions, SEEDS, dials=dials, seed=bench.seed, pool=POOL)
     lists = []
-    for row, worth in enumerate(bench.log.of(histories, preferences)):
+    for row, worth in enumerate(bench.worth):
         allowed = bench.permitted(row)
         allowed[met[row]] = False
         grounded = ground_by_votes(

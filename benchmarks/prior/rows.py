@@ -64,9 +64,9 @@ class Bench:
         return VectorIndex.build(self.vectors)
 
     @cached_property
-    def log(self) -> Worth:
+    def worth(self) -> np.ndarray:
         train = self.study.train
-        return Worth(
+        model = Worth(
             train.items,
             train.preferences,
             len(self.vectors),
@@ -75,10 +75,7 @@ class Bench:
             trust=self.chosen["trust"],
             rate=self.study.assigned,
         )
-
-    @cached_property
-    def worth(self) -> np.ndarray:
-        return self.log.of(self.asked.histories, self.asked.preferences)
+        return model.of(self.asked.histories, self.asked.preferences)
 
     @cached_property
     def conditions(self) -> Conditions:
