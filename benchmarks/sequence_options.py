@@ -4,8 +4,9 @@
 
 Amazon Beauty in the strict protocol; the validation events are asked for, the test events never. The first part learns
 items (`EPOCHS` short ones, so rows compare with each other and with nothing else), the second continues from the plain
-row. What gained most is tried again with the recipe's own schedule. Behaviours need people who dislike: MovieLens latest-small with its times. An option that does not help stays here
-and out of the package. Finished rows are kept in --work.
+row, and what gained most is tried again with the recipe's own schedule. Behaviours need people who dislike: MovieLens
+latest-small with its times. An option that does not help stays here and out of the package. Finished rows are kept in
+--work.
 """
 
 from __future__ import annotations
