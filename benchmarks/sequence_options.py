@@ -310,7 +310,7 @@ class Preferred(Spells):
     """Direct pairwise optimisation of generated IDs (DDRO, Mekonnen et al. 2025, after DPO, Rafailov et al. 2023): what
     was used is preferred to what the search would have said, against the model as it was."""
 
-    beta = 0.1
+    beta, likelihood = 0.1, 0.0
 
     def __init__(self, model: Plain) -> None:
         super().__init__(model)
@@ -327,7 +327,15 @@ class Preferred(Spells):
         with torch.no_grad():
             then = self.before[0].log_prob_of_codes(torch.cat([h, h]), asked)
         better, worse = (self.beta * (now - then)).chunk(2)
-        return F.softplus(worse - better)[said != items].mean()
+        preferred = F.softplus(worse - better)[said != items].mean()
+        return preferred - self.likelihood * now[: len(items)].mean()
+
+
+class PreferredAndLikely(Preferred):
+    """The same beside the likelihood, which preferences alone forget (Pang et al. 2024, "Iterative Reasoning Preference
+    Optimization", section 2)."""
+
+    likelihood = 1.0
 
 
 class Flows(Spells):
@@ -497,11 +505,14 @@ def measure(data: Data, work: Path, keep: Callable[[dict[str, Any]], None]) -> N
         "one epoch more",
         lambda: spelled(trained(codes, loss, data, work / "More", 1).model, data.asked),
     )
-    row(
-        "codes alone",
-        "one epoch of preferences (DDRO)",
-        lambda: spelled(trained(lambda: Preferred(codes().model), loss, data, work / "Preferred", 1).model, data.asked),
-    )
+    for name, kind in (("preferences (DDRO)", Preferred), ("preferences and likelihood (DDRO)", PreferredAndLikely)):
+        row(
+            "codes alone",
+            f"one epoch of {name}",
+            lambda kind=kind: spelled(
+                trained(lambda: kind(codes().model), loss, data, work / kind.__name__, 1).model, data.asked
+            ),
+        )
     whole = replace(data, config=replace(data.config, epochs=WHOLE))
     for name in ("plain", "HSTU block"):
         row(
