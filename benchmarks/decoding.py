@@ -9,7 +9,8 @@ timed the lists must be the same in every place, with weights as drawn and with 
 only where two scores are closer than single precision tells apart. The score is the sum of log-softmaxes over the whole
 vocabulary, so transformers is asked for length_penalty=0 and for early_stopping="never", its own canonical beam search.
 
-Our default model on the same catalog: its encoder alone, against encoder and search over codes.
+Our default model on the same catalog: its encoder alone, against encoder and search over codes; and what lists of the
+dense head, and of both fused, cost.
 Weights are random: what is computed does not depend on what was learned.
 """
 
@@ -163,11 +164,18 @@ def time_own(seed: int, history: int, rounds: int) -> dict[str, dict[str, float]
     work = {
         "encoder": lambda: retriever.states(histories),
         "search": lambda: retriever.recommend(histories, 10, mode="codes", beam=BEAM),
+        "dense": lambda: retriever.recommend(histories, 10, mode="dense"),
+        "fused": lambda: retriever.recommend(histories, 10, mode="fused", beam=BEAM),
     }
     costs = in_turns(work, dict.fromkeys(work, len(histories)), rounds)
     told = {
         name: {"users_per_cpu_second": 1 / costs[key].cpu, "users_per_second": 1 / costs[key].wall}
-        for name, key in (("encoder alone", "encoder"), ("encoder and search", "search"))
+        for name, key in (
+            ("encoder alone", "encoder"),
+            ("encoder and search", "search"),
+            ("encoder and dense head", "dense"),
+            ("encoder and both, fused", "fused"),
+        )
     }
     told["encoder and search"]["share_of_encoder_rate"] = costs["encoder"].cpu / costs["search"].cpu
     return told
