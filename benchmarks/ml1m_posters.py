@@ -60,6 +60,10 @@ class Data:
             return None
         media = {name: self.embeddings.vectors[name] for name in modalities}
         present = {name: self.embeddings.present[name] for name in modalities}
+        nothing, first = ~np.any(list(present.values()), axis=0), modalities[0]
+        mean = media[first][present[first]].mean(axis=0)  # stands for the few films of which nothing else is known
+        media[first] = np.where(nothing[:, None], mean, media[first]).astype(np.float32)
+        present[first] = present[first] | nothing
         pairs = stages.used_together(self.train)
         return Fusion.fit(media, present, pairs, FusionConfig(dim=128), 0).transform(media, present)
 
