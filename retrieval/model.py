@@ -303,13 +303,15 @@ class SequenceModel(nn.Module):
     @property
     def trie(self) -> Trie:
         """The tree of the items' codes."""
+        # Threads may ask at once for the first time: the tree is set last, when all that goes with it is there.
         if self._trie is None:
-            self._trie = Trie(self.tower.codes.cpu().numpy(), self.sizes)
-            self._buckets = self._trie.prefix_hashes(self.buckets)
+            trie = Trie(self.tower.codes.cpu().numpy(), self.sizes)
+            self._buckets = trie.prefix_hashes(self.buckets)
+            self._trie = trie
         device = self.tower.codes.device
         if self._trie.leaf_items.device != device:
-            self._trie.to(device)
             self._buckets = [bucket.to(device) for bucket in self._buckets]
+            self._trie.to(device)
         return self._trie
 
     def known_by(self, level: int, child: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -68,6 +69,25 @@ def test_the_items_share_one_probability_and_a_hidden_item_keeps_its_part() -> N
     hidden = [np.arange(0, 130, 2)] * 6
     items, scores = beam_search(model, h, model.trie.reachable(None, hidden), k=65, beam=130)
     torch.testing.assert_close(scores, score_everything(model, h).gather(1, items))
+
+
+def test_threads_that_ask_at_once_for_the_first_time_all_find_the_whole_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the sessions of a server do that has just been started."""
+    model, h = model_of(catalog(130)), torch.randn(1, 8, dtype=torch.float64)
+    hashes = Trie.prefix_hashes
+
+    def slowly(trie: Trie, buckets: int) -> list[torch.Tensor]:
+        time.sleep(0.3)
+        return hashes(trie, buckets)
+
+    def ask(late: float) -> list[int]:
+        time.sleep(late)
+        return beam_search(model, h, model.trie.reachable(), 10, 20)[0][0].tolist()
+
+    monkeypatch.setattr(Trie, "prefix_hashes", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        lists = list(threads.map(ask, (0.0, 0.1, 0.2, 0.5)))
+    assert lists == [lists[0]] * 4
 
 
 def test_items_of_one_person_score_as_each_alone() -> None:
