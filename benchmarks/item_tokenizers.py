@@ -1,7 +1,7 @@
 """Every item tokenizer on the same catalog: what its codes are like, and what the same retriever makes of them.
 
     python benchmarks/item_tokenizers.py --record docs/results               # the codes: minutes per tokenizer
-    python benchmarks/item_tokenizers.py --record docs/results --epochs 3   # and the retriever, trained for each
+    python benchmarks/item_tokenizers.py --record docs/results --epochs 3    # and the retriever, trained for each
 
 Amazon Beauty, strict protocol: histories are the training part, the validation item of each person is what is asked
 for, the test item is never looked at. Items are MiniLM vectors of title and categories, fused without looking at who

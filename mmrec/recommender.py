@@ -513,7 +513,7 @@ class Recommender:
         wilful = bool(text or image or audio)
         kept = self._kept(seeds, items, preferences, n, wilful=wilful, edited=edit is not None)
         if votes:
-            known, liking = self._taste(user, likes, dislikes)
+            known, liking = self._taste(user, likes, dislikes)  # without what was refused
             worth = self.worth.of([known], [liking])[0]
             grounding = ground_by_votes(dream(VOTERS, pool=POOL)[0], worth, self.index, k, exclude=items)
         else:

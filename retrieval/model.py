@@ -349,9 +349,8 @@ class SequenceModel(nn.Module):
         """
         if level == 0:  # all rows stand at the root
             logits = read @ self.known_by(0, child[: len(child) // len(read)]).T
-            return (
-                logits.to(self.backbone.start.dtype).log_softmax(dim=1).flatten()
-            )  # a product may be of half precision
+            # The product may be of half precision; what is summed over a whole catalog may not.
+            return logits.to(self.backbone.start.dtype).log_softmax(dim=1).flatten()
         if self.trie.nodes(level + 1) < len(child):
             everything = torch.arange(self.trie.nodes(level + 1), device=child.device)
             known = F.embedding(child, self.known_by(level, everything))
@@ -370,7 +369,7 @@ def sampled_softmax(h: Tensor, embeddings: Tensor, target: Tensor, negatives: Te
     1 / N counts for N / M items, so log(N / M) is added to its logit. A negative that hits the target is left out.
     """
     positive = (h * embeddings[target]).sum(dim=-1, keepdim=True)  # [P, 1]
-    # The product may be of half precision; what is summed over a whole catalog may not.
+    # In full precision again, as above, before it is summed.
     logits = (h @ embeddings[negatives].T).to(h.dtype) + torch.log(torch.tensor(items / len(negatives)))  # [P, M]
     logits = logits.masked_fill(target.unsqueeze(1) == negatives, -torch.inf)
     return (torch.cat([positive, logits], dim=1).logsumexp(dim=1) - positive.squeeze(1)).mean()
