@@ -33,7 +33,7 @@ from retrieval.baselines.fitting import fit
 from retrieval.baselines.hstu import HSTUBlock
 from retrieval.decode import beam_search
 from retrieval.model import Block, RetrieverConfig, SequenceModel, sampled_softmax
-from retrieval.ranking import flatten, rank, recall_and_ndcg
+from retrieval.ranking import rank, recall_and_ndcg
 from retrieval.retriever import Retriever, some_people
 from retrieval.semantic_ids import SemanticIds
 from retrieval.training import batches
@@ -252,12 +252,15 @@ def trained(new: Callable[[], nn.Module], loss: Any, data: Data, folder: Path, e
 
 
 @torch.no_grad()
-def lists(model: Plain, histories: Sequence[np.ndarray], k: int = 10) -> np.ndarray:
+def lists(
+    model: Plain, histories: Sequence[np.ndarray], k: int = 10, hidden: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """The k best items of each person, int64 [B, k], without the `hidden`: what was read, unless that says more."""
     embeddings, found = model.item_embeddings(), []
     for start in range(0, len(histories), AT_ONCE):
-        part = list(histories[start : start + AT_ONCE])
-        padded, lengths = padded_of(part, model.config.max_history)
-        found.append(rank(model.scores(padded, lengths, embeddings).numpy(), k, hidden=part)[0])
+        part = slice(start, start + AT_ONCE)
+        padded, lengths = padded_of(histories[part], model.config.max_history)
+        found.append(rank(model.scores(padded, lengths, embeddings).numpy(), k, hidden=(hidden or histories)[part])[0])
     return np.concatenate(found)
 
 
@@ -441,16 +444,7 @@ def behaviours(work: Path) -> dict[str, dict[str, float]]:
                 checkpoint_dir=None,
                 progress=None,
             )[0]
-            items = []
-            with torch.no_grad():
-                embeddings = model.item_embeddings()
-                for start in range(0, len(targets), AT_ONCE):
-                    part = slice(start, start + AT_ONCE)
-                    padded, lengths = padded_of(told_of[part], config.max_history)
-                    scores = model.scores(padded, lengths, embeddings).numpy()
-                    scores[flatten(asked.histories[part])] = -np.inf
-                    items.append(rank(scores, 10)[0])
-            found.append(told(np.concatenate(items), targets, count))
+            found.append(told(lists(model, told_of, hidden=asked.histories), targets, count))
         rows[name] = {metric: float(np.mean([row[metric] for row in found])) for metric in found[0]}
     return rows
 
