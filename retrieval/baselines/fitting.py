@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from retrieval.files import write_atomically
 from retrieval.training import mix, schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
@@ -55,12 +58,14 @@ def fit(
 
     batches: epoch -> its batches, a pure function. loss_of: a scalar. score: higher is better; the best epoch is kept,
     and training stops once it has not risen for `patience` epochs. Saved into checkpoint_dir after every epoch; run
-    again it goes on from there and ends with the weights of an undisturbed run. Raises ValueError for a checkpoint of
-    another `fingerprint`.
+    again it goes on from there and ends with the weights of an undisturbed run. Accelerate's own switch for half
+    precision holds here, too (`ACCELERATE_MIXED_PRECISION=bf16`). Raises ValueError for a checkpoint of another
+    `fingerprint`.
     """
     from accelerate import Accelerator
 
-    device = Accelerator().device
+    accelerator = Accelerator()
+    device = accelerator.device
     path = None if checkpoint_dir is None else Path(checkpoint_dir) / "checkpoint.pt"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -77,7 +82,7 @@ def fit(
         while state["epoch"] < (config.stop_after or config.epochs) and not state["finished"]:
             epoch = state["epoch"]
             torch.manual_seed(mix(seed, epoch))  # all that is random in an epoch follows from (seed, epoch)
-            loss = _epoch(model, optimizer, config, batches(epoch), loss_of, epoch, device)
+            loss = _epoch(model, optimizer, config, batches(epoch), loss_of, epoch, accelerator)
             state["epoch"] = epoch + 1
             note = ""
             if score is not None:
@@ -113,15 +118,16 @@ def _epoch(
     todo: Sequence[Batch],
     loss_of: Callable[[nn.Module, Batch, torch.device], Tensor],
     epoch: int,
-    device: torch.device,
+    accelerator: Accelerator,
 ) -> float:
     model.train()
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), device=accelerator.device)
     for step, batch in enumerate(todo):
         done = (epoch + step / len(todo)) / config.epochs
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(done, config.warmup)
-        loss = loss_of(model, batch, device)
+        with accelerator.autocast():
+            loss = loss_of(model, batch, accelerator.device)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
