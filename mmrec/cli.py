@@ -415,14 +415,21 @@ def generate(
 def evaluate(
     workspace: Folder = HERE,
     seeds: Annotated[str | None, typer.Option(help="Seeds with commas between, as 0,1,2.")] = None,
+    also: Annotated[str | None, typer.Option(help="Published models to measure, too, as sasrec_bce,hstu.")] = None,
+    protocol: Annotated[Literal["strict", "refit"] | None, typer.Option(help="This one; else the recipe's.")] = None,
     record: Annotated[Path | None, typer.Option(help="Also write the numbers as records into this folder.")] = None,
 ) -> None:
     """Measure every recommender and every baseline on the test part, in one table."""
     from mmrec.evaluation import stage
 
     space, recipe = _open(workspace)
+    asked = recipe.evaluation
     if seeds is not None:
-        recipe.evaluation.seeds = [int(seed) for seed in seeds.split(",")]
+        asked.seeds = [int(seed) for seed in seeds.split(",")]
+    if also is not None:
+        asked.recommenders = list(dict.fromkeys([*stage.contenders(recipe), *also.split(",")]))
+    if protocol is not None:
+        asked.protocols = [protocol]
     _done("evaluate", stage.evaluate(space, recipe)[1])
     recipe.save(workspace / "recipe.yaml")
     _report(space, recipe, record)

@@ -109,7 +109,6 @@ def _measure(workspace: Workspace, recipe: Recipe, inputs: Mapping[str, str], fo
         for number, seed in enumerate(recipe.evaluation.seeds):
             study = Study(workspace, recipe, split, protocol, seed, inputs)
             names = [n for n in contenders(recipe) if number == 0 or n not in recipe.evaluation.one_seed]
-            names = [n for n in names if protocol == "strict" or _can_refit(n)]
             frames[protocol].append(pd.concat([_row(study, name, queries) for name in names]))
         summaries.append(summarise_seeds(frames[protocol]).assign(protocol=protocol))
     pd.concat(summaries, ignore_index=True).to_parquet(folder / "summary.parquet", index=False)
@@ -250,16 +249,6 @@ def _baseline(study: Study, name: str) -> Any:
     return _fitted(study, name, study.split, config=chosen)
 
 
-def _can_refit(name: str) -> bool:
-    """Whether a second training is known to end where the first one was best, or there are no epochs to choose."""
-    from retrieval.baselines import baseline_class
-
-    if name in ROWS:
-        return True
-    made_by = baseline_class(name)
-    return "config" not in signature(made_by).parameters or hasattr(made_by, "chosen")
-
-
 def _fitted(study: Study, name: str, split: Split, **given: Any) -> Any:
     from retrieval.baselines import baseline_class
     from retrieval.model import RetrieverConfig
@@ -305,19 +294,23 @@ def record(workspace: Workspace, recipe: Recipe, directory: Path) -> Path:
     import pandas as pd
 
     from mmrec import results
+    from retrieval.baselines import published_names
 
     summary = pd.read_parquet(workspace.require("evaluation").path / "summary.parquet")
     told: Sequence[int] = recipe.evaluation.seeds
+    command = (
+        f"mmrec run recipes/{recipe.name}.yaml && mmrec evaluate -w workspaces/{recipe.name} "
+        f"--seeds {','.join(map(str, told))} --record docs/results"
+    )
     records = [
         record
-        for protocol, rows in summary.groupby("protocol", sort=False)
+        for (protocol, name), rows in summary.groupby(["protocol", "recommender"], sort=False)
         for record in results.records_of(
             rows,
             dataset=recipe.name + (" (simulated people)" if recipe.source.simulated else ""),
             split=f"{protocol}-test" if recipe.split == "leave_one_out" else f"{recipe.split}-{protocol}-test",
             seeds=told,
-            command=f"mmrec run recipes/{recipe.name}.yaml && mmrec evaluate -w workspaces/{recipe.name} "
-            f"--seeds {','.join(map(str, told))} --record docs/results",
+            command=f"{command} --also {name} --protocol {protocol}" if name in published_names() else command,
         )
     ]
     return results.write_records(recipe.name, records, directory)

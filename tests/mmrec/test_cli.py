@@ -19,6 +19,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from mmrec.config import Recipe
 from mmrec.workspace import Workspace
 
 Answer = tuple[int, str, str]
@@ -438,3 +439,24 @@ def test_a_record_of_the_numbers(mmrec: Callable[..., Answer], tiny_workspace: P
         records[0]
     )
     assert "simulated" in records[0]["dataset"]
+
+
+def test_a_published_model_is_measured_beside_the_recipes_own(
+    mmrec: Callable[..., Answer], mine: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe.load(mine / "recipe.yaml")
+    recipe.evaluation.baselines["sasrec_bce"] = {"epochs": 1}
+    recipe.save(mine / "recipe.yaml")
+    asked = ("--also", "sasrec_bce", "--protocol", "refit", "--record", tmp_path)
+    code, out, _ = mmrec("evaluate", "-w", mine, *asked)
+    assert code == 0
+    assert "refit test" in out
+    assert "strict test" not in out
+    records = {r["model"]: r for r in json.loads((tmp_path / "tiny.json").read_text(encoding="utf-8"))}
+    assert {"retriever", "popularity", "sasrec_bce"} <= set(records)
+    assert {record["split"] for record in records.values()} == {"refit-test"}
+    assert records["sasrec_bce"]["command"].endswith("--also sasrec_bce --protocol refit")
+    assert "--also" not in records["retriever"]["command"]
+    code, _, err = mmrec("evaluate", "-w", mine, "--also", "sasrec_bse")
+    assert code == 1
+    assert "sasrec_bce" in err

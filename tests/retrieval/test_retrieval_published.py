@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.nn import functional as F
 
 from retrieval.baselines import make_baseline
@@ -103,6 +104,20 @@ def test_trained_as_long_as_was_chosen_ends_with_the_chosen_weights(world) -> No
     again.fit(world.histories, None, world.vectors, seed=0)
     for key, tensor in validated.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_learns_the_same(name: str, world, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for precision in ("no", "bf16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        baseline = make_baseline(name, config=TINY)
+        baseline.fit(world.histories, None, world.vectors, seed=0)
+        found[precision] = baseline.model.items.weight.detach().numpy().ravel()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert not np.array_equal(found["no"], found["bf16"]), "bfloat16 was not used"
+    assert np.corrcoef(found["no"], found["bf16"])[0, 1] > 0.98
 
 
 def test_nothing_to_train_on_is_told() -> None:
