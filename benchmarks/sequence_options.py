@@ -33,7 +33,7 @@ from retrieval.baselines.fitting import fit
 from retrieval.baselines.hstu import HSTUBlock
 from retrieval.decode import beam_search
 from retrieval.model import Block, RetrieverConfig, SequenceModel, sampled_softmax
-from retrieval.ranking import rank, recall_and_ndcg
+from retrieval.ranking import padded, rank, recall_and_ndcg
 from retrieval.retriever import Retriever, some_people
 from retrieval.semantic_ids import SemanticIds
 from retrieval.training import batches
@@ -259,18 +259,10 @@ def lists(
     embeddings, found = model.item_embeddings(), []
     for start in range(0, len(histories), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        padded, lengths = padded_of(histories[part], model.config.max_history)
-        found.append(rank(model.scores(padded, lengths, embeddings).numpy(), k, hidden=(hidden or histories)[part])[0])
+        recent = padded([history[-model.config.max_history :] for history in histories[part]])
+        scores = model.scores(*map(torch.from_numpy, recent), embeddings)
+        found.append(rank(scores.numpy(), k, hidden=(hidden or histories)[part])[0])
     return np.concatenate(found)
-
-
-def padded_of(histories: Sequence[np.ndarray], window: int) -> tuple[Tensor, Tensor]:
-    recent = [history[-window:] for history in histories]
-    lengths = torch.tensor([len(history) for history in recent])
-    padded = torch.full((len(recent), max(1, int(lengths.max()))), -1, dtype=torch.long)
-    for row, history in enumerate(recent):
-        padded[row, : len(history)] = torch.from_numpy(history)
-    return padded, lengths
 
 
 def one_after_another(model: Plain, histories: Sequence[np.ndarray], k: int = 10) -> np.ndarray:

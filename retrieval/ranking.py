@@ -55,6 +55,14 @@ def flatten(histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return people, items.astype(np.int64)
 
 
+def padded(histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Histories in one table: int64 [B, T], with -1 at the end of the shorter ones, and their lengths int64 [B]."""
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    table = np.full((len(histories), lengths.max(initial=0)), -1, dtype=np.int64)
+    table[np.arange(table.shape[1]) < lengths[:, None]] = flatten(histories)[1]
+    return table, lengths
+
+
 def rank(
     scores: np.ndarray,
     k: int,

@@ -14,7 +14,7 @@ from torch import Tensor
 from retrieval.decode import beam_search, score_items
 from retrieval.files import read_arrays, read_json, write_arrays, write_json
 from retrieval.model import RetrieverConfig, SequenceModel
-from retrieval.ranking import Ranked, check_allowed, check_histories, flatten, liked_part, rank
+from retrieval.ranking import Ranked, check_allowed, check_histories, flatten, liked_part, padded, rank
 from retrieval.trie import Trie
 
 Mode = Literal["fused", "dense", "codes"]
@@ -113,14 +113,10 @@ class Retriever:
     @torch.no_grad()
     def states(self, histories: Sequence[np.ndarray], about: np.ndarray | None = None) -> Tensor:
         """What the model has made of each history (its last `max_history` events) and query float32 [B, D]: [B, d]."""
-        recent = [history[-self.config.max_history :] for history in histories]
-        lengths = torch.tensor([len(history) for history in recent])
-        padded = torch.full((len(recent), int(lengths.max())), -1, dtype=torch.long)
-        for row, history in enumerate(recent):
-            padded[row, : len(history)] = torch.from_numpy(history)
+        table, lengths = padded([history[-self.config.max_history :] for history in histories])
         heard = None if about is None else torch.from_numpy(about).to(self.device)
-        states = self.model.states(padded.to(self.device), self._embeddings, heard)  # [B, T + 1, d]
-        return states[torch.arange(len(recent)), lengths if heard is None else lengths + 1]
+        states = self.model.states(torch.from_numpy(table).to(self.device), self._embeddings, heard)  # [B, T + 1, d]
+        return states[np.arange(len(table)), lengths if heard is None else lengths + 1]
 
     def choose_fusion_weight(self, histories: Sequence[np.ndarray], targets: np.ndarray, k: int = 10) -> Retriever:
         """The same retriever with the `fusion_weight` of best NDCG@k on 5,000 of these people."""

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from retrieval.decode import beam_search
 from retrieval.files import write_atomically
 from retrieval.model import Asked, RetrieverConfig, SequenceModel
-from retrieval.ranking import check_histories, recall_and_ndcg
+from retrieval.ranking import check_histories, padded, recall_and_ndcg
 from retrieval.retriever import Retriever, some_people
 from retrieval.semantic_ids.base import SemanticIds
 
@@ -256,14 +256,7 @@ def batches(histories: Sequence[np.ndarray], window: int, batch_size: int, seed:
     lengths = np.array([len(piece) for piece in pieces])
     order = np.lexsort([random.random(len(pieces)), lengths])
     groups = np.split(order, range(batch_size, len(order), batch_size))
-    result = []
-    for group in random.permutation(len(groups)):
-        rows = groups[group]
-        batch = np.full((len(rows), int(lengths[rows].max())), -1, dtype=np.int64)
-        for place, row in enumerate(rows):
-            batch[place, : lengths[row]] = pieces[row]
-        result.append(batch)
-    return result
+    return [padded([pieces[row] for row in groups[group]])[0] for group in random.permutation(len(groups))]
 
 
 Fields = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from retrieval.baselines.fitting import fit
 from retrieval.model import Backbone, RetrieverConfig
-from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, rank, recall_and_ndcg
+from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, padded, rank, recall_and_ndcg
 from retrieval.training import batches, fingerprint_of
 
 PEOPLE_AT_ONCE = 256
@@ -134,11 +134,7 @@ class ItemBaseline(ABC):
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         for start in range(0, len(histories), PEOPLE_AT_ONCE):
             rows = slice(start, start + PEOPLE_AT_ONCE)
-            lengths = torch.tensor([len(each) for each in taste[rows]])
-            padded = torch.full((len(lengths), int(lengths.max())), -1)
-            for row, each in enumerate(taste[rows]):
-                padded[row, : len(each)] = torch.from_numpy(each)
-            h = self.model.next(padded.to(vectors.device), lengths.to(vectors.device))
+            h = self.model.next(*(torch.from_numpy(part).to(vectors.device) for part in padded(taste[rows])))
             hidden = histories[rows] if hide_history else None
             items[rows], scores[rows] = rank((h @ vectors.T).cpu().numpy(), k, allowed=allowed, hidden=hidden)
         return items, scores
