@@ -380,21 +380,15 @@ class Behaviours(Plain):
         return self.backbone((embeddings[item] + self.read(behaviour)) * self.config.dim**0.5)
 
     def learn(self, sequences: Tensor) -> Tensor:
+        negatives = torch.randint(self.items, (self.config.negatives,))
         real, embeddings = sequences >= 0, self.item_embeddings()
         h, both = self.states(sequences[:, :-1], embeddings)[real], sequences[real]
         h = h + self.wanted(both // self.items)
-        return F.cross_entropy(h @ embeddings.T, both % self.items)
+        return sampled_softmax(h, embeddings, both % self.items, negatives, self.items)
 
     def scores(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
         h = self.states(histories, embeddings)[torch.arange(len(lengths)), lengths]
         return (h + self.wanted.weight[2]) @ embeddings.T
-
-
-class ItemsAlone(Plain):
-    def learn(self, sequences: Tensor) -> Tensor:
-        embeddings = self.item_embeddings()
-        h, target = self.pairs(sequences, embeddings, None)
-        return F.cross_entropy(h @ embeddings.T, target)
 
 
 def behaviours(work: Path) -> dict[str, dict[str, float]]:
@@ -406,7 +400,7 @@ def behaviours(work: Path) -> dict[str, dict[str, float]]:
     count = len(catalog)
     asked = split.valid
     targets = np.array([wanted[0] for wanted in asked.targets])
-    config = RetrieverConfig(epochs=12, learning_rate=2e-3, queries=0.0)
+    config = RetrieverConfig(epochs=12, learning_rate=2e-3, negatives=1024, queries=0.0)
     none = (torch.zeros(count, 0), torch.zeros(count, 0, dtype=torch.long), (), torch.ones(count, dtype=torch.bool))
 
     def mark(items: np.ndarray, preferences: np.ndarray) -> np.ndarray:
@@ -414,8 +408,8 @@ def behaviours(work: Path) -> dict[str, dict[str, float]]:
 
     rows: dict[str, dict[str, float]] = {}
     ways: dict[str, tuple[type[Plain], Any]] = {
-        "liked and neither": (ItemsAlone, lambda items, liking: items[liking >= 0]),
-        "all events alike": (ItemsAlone, lambda items, liking: items),
+        "liked and neither": (Plain, lambda items, liking: items[liking >= 0]),
+        "all events alike": (Plain, lambda items, liking: items),
         "all events, behaviours as tokens (MBGen)": (Behaviours, mark),
     }
     for name, (kind, read) in ways.items():
