@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.timing import record
 from mmrec import results
 from mmrec.config import Recipe
 from mmrec.stages import configure, load_embeddings, load_split, used_together, validation_of, wanted_only
@@ -48,27 +49,18 @@ def main() -> None:
     place = np.argsort(order)  # the held-out catalog is numbered warm items first
     targets = np.array([target[0] for target in split.test.targets])
     known = Retriever.from_pretrained(space.require("retriever").path)
+    dataset = f"{recipe.name}, {options.share:.0%} of the items new"
+    command = f"python benchmarks/cold_start.py {options.recipe}"
     records = []
     for name, retriever, number in (("held out", held_out, place), ("trained on all", known, np.arange(n))):
         for mode in ("dense", "codes", "fused"):
             items = answers(retriever, [number[h] for h in split.test.histories], mode)
             hit = items == number[targets][:, None]
             for who, asked in (("new items", cold[targets]), ("the others", ~cold[targets])):
-                told = f"{who}: {hit[asked].any(axis=1).mean():.4f} of {asked.sum():,}"
-                print(f"{name}, {mode}: recall@10 over {told}", flush=True)
-                records.append(
-                    results.Record(
-                        dataset=f"{recipe.name}, {options.share:.0%} of the items new",
-                        split="strict-test",
-                        model=f"retriever ({mode}), {name}",
-                        metric=f"recall@10 over {who}",
-                        mean=float(hit[asked].any(axis=1).mean()),
-                        seeds=(options.seed,),
-                        command=f"python benchmarks/cold_start.py {options.recipe}",
-                        commit=results.commit(),
-                        machine=results.machine(),
-                    )
-                )
+                recall = float(hit[asked].any(axis=1).mean())
+                print(f"{name}, {mode}: recall@10 over {who}: {recall:.4f} of {asked.sum():,}", flush=True)
+                model, metric = f"retriever ({mode}), {name}", f"recall@10 over {who}"
+                records.append(record(dataset, "strict-test", model, metric, [recall], [options.seed], command))
     print(results.write_records(f"cold_start_{recipe.name}", records, options.record))
 
 
