@@ -30,18 +30,10 @@ TRIES: dict[str, dict[str, dict[str, Any]]] = {
         "as ours": {},
         "20 epochs": {"epochs": 20},
         "20 epochs, dropout .5": {"epochs": 20, "dropout": 0.5},
-        "20 epochs, learning rate .001": {"epochs": 20, "learning_rate": 1e-3},
-        "20 epochs, one block": {"epochs": 20, "blocks": 1},
         "20 epochs, one block of 256": {"epochs": 20, "blocks": 1, "dim": 256},
     },
-    "hstu": {
-        "as ours": {},
-        "20 epochs": {"epochs": 20},
-    },
-    "sasrec_bce": {
-        "20 epochs": {"epochs": 20},
-        "60 epochs": {"epochs": 60},
-    },
+    "hstu": {"20 epochs": {"epochs": 20}},
+    "sasrec_bce": {"20 epochs": {"epochs": 20}, "60 epochs": {"epochs": 60}},
 }
 SEED = 0
 
