@@ -31,9 +31,10 @@ TRIES: dict[str, dict[str, dict[str, Any]]] = {
         "20 epochs": {"epochs": 20},
         "20 epochs, dropout .5": {"epochs": 20, "dropout": 0.5},
         "20 epochs, one block of 256": {"epochs": 20, "blocks": 1, "dim": 256},
+        "30 epochs, dropout .5": {"epochs": 30, "dropout": 0.5},
     },
-    "hstu": {"20 epochs": {"epochs": 20}},
-    "sasrec_bce": {"20 epochs": {"epochs": 20}, "60 epochs": {"epochs": 60}},
+    "hstu": {"20 epochs, dropout .5": {"epochs": 20, "dropout": 0.5}},
+    "sasrec_bce": {"40 epochs, dropout .5": {"epochs": 40, "dropout": 0.5}},
 }
 SEED = 0
 
