@@ -6,7 +6,7 @@ them. Then each gets its vector from what it is, its code from the vector, and s
 Asked is the strict test: recall over people whose next item is new, and over everybody else (the price), beside the
 model that was trained on all items.
 
-Run `python benchmarks/cold_start.py recipes/amazon_beauty.yaml` in a checkout; it resumes where it was killed.
+Run `python -m benchmarks.cold_start recipes/amazon_beauty.yaml` in a checkout; it resumes where it was killed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     targets = np.array([target[0] for target in split.test.targets])
     known = Retriever.from_pretrained(space.require("retriever").path)
     dataset = f"{recipe.name}, {options.share:.0%} of the items new"
-    command = f"python benchmarks/cold_start.py {options.recipe}"
+    command = f"python -m benchmarks.cold_start {options.recipe}"
     records = []
     for name, retriever, number in (("held out", held_out, place), ("trained on all", known, np.arange(n))):
         for mode in ("dense", "codes", "fused"):

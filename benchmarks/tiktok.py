@@ -6,7 +6,7 @@ person has not met. The published multimodal rows also had the words, which are 
 
 A sequence model reads what has no order in an order drawn anew for each of `ORDERS` copies of a person, so that it
 learns to rely on none. Choices (epochs, the weight of the codes) are made on the validation items, out of the whole
-schedule: in so small a set an early epoch may look best for a while. Run `python benchmarks/tiktok.py --record
+schedule: in so small a set an early epoch may look best for a while. Run `python -m benchmarks.tiktok --record
 docs/results` with the data below MMREC_DATA; finished seeds are kept.
 """
 
@@ -138,7 +138,7 @@ def main() -> None:
             measured.setdefault(name, []).append(numbers)
             print(f"seed {seed}, {name}: {numbers}", flush=True)
     if options.record:
-        command = f"python benchmarks/tiktok.py --seeds {options.seeds} --record docs/results"
+        command = f"python -m benchmarks.tiktok --seeds {options.seeds} --record docs/results"
         records = [
             record(DATASET, "strict-test", name, metric, [of[metric] for of in several], seeds[: len(several)], command)
             for name, several in measured.items()
