@@ -182,15 +182,19 @@ def top(values: Tensor, k: int, fold: int = 16) -> tuple[Tensor, Tensor]:
 
     The columns are folded into groups; the k best are among the k groups with the best maximum, whatever the values.
     """
-    people, columns = values.shape
-    groups = columns // fold
-    if groups < 2 * k or columns % fold:
+    groups = values.shape[1] // fold
+    if groups < 2 * k:
         return values.topk(k, dim=1)
-    folded = values.view(people, fold, groups)
+    folded = values[:, : fold * groups].unflatten(1, (fold, groups))
     best = folded.amax(dim=1).topk(k, dim=1, sorted=False).indices  # [B, k]
     some = folded.gather(2, best.unsqueeze(1).expand(-1, fold, -1)).flatten(1)  # [B, fold * k]
+    column = (best.unsqueeze(1) + groups * torch.arange(fold, device=values.device).unsqueeze(1)).flatten(1)
+    if fold * groups < values.shape[1]:  # what does not fill a group competes by itself
+        some = torch.cat([some, values[:, fold * groups :]], dim=1)
+        rest = torch.arange(fold * groups, values.shape[1], device=values.device)
+        column = torch.cat([column, rest.expand(len(column), -1)], dim=1)
     found, at = some.topk(k, dim=1)
-    return found, at // k * groups + best.gather(1, at % k)
+    return found, column.gather(1, at)
 
 
 def finish(trie: Trie, nodes: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

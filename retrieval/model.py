@@ -174,8 +174,9 @@ class DepthDecoder(nn.Module):
         """
         inner, outer = self.enter[level](h)[who], self.past[level](h)[who]
         for place, table in enumerate(self.spelled[level].children()):
-            inner = inner + table(spelled[:, place])
-        return self.norms[level](outer + self.leave[level](inner.relu()))
+            inner += table(spelled[:, place])
+        outer += self.leave[level](inner.relu_())
+        return self.norms[level](outer)
 
     def known_by(self, level: int, code: Tensor, bucket: Tensor) -> Tensor:
         """Embeddings of nodes of `level` + 1, by last code and hash of the whole prefix: int64 [E] -> [E, width]"""

@@ -128,11 +128,12 @@ class Trie:
         below = None  # how many allowed items come before each leaf
         if allowed is not None:
             below = np.concatenate([[0], np.cumsum(allowed[self._order])])
-        people = leaves = np.empty(0, dtype=np.int64)
+        people, leaves = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)
         if hidden is not None:
             people, items = flatten(hidden)
             pairs = np.unique(people * self.items + self._leaf_of[items])  # a history may repeat an item
-            people, leaves = pairs // self.items, pairs % self.items
+            people = pairs // self.items
+            leaves = (pairs % self.items).astype(np.int32)  # the type of the spans: to look up others converts a span
             if allowed is not None:
                 shown = allowed[self._order[leaves]]
                 people, leaves = people[shown], leaves[shown]
@@ -144,10 +145,11 @@ class Trie:
             edges = span if below is None else below[span]
             alive.append(None if below is None else torch.from_numpy(np.diff(edges) > 0).to(device))
             nodes = np.searchsorted(span, leaves, side="right") - 1
-            keys, at, gone = np.unique(people * count + nodes, return_index=True, return_counts=True)
-            who, node = keys // count, keys % count
-            none_left = gone == edges[node + 1] - edges[node]
-            dead.append(_padded(who[none_left], parents[at[none_left]], node[none_left], hidden, device))
+            keys = people * count + nodes  # ascending, as people and their leaves are
+            at = np.flatnonzero(np.diff(keys, prepend=-1))  # where each node of a person begins
+            gone = np.diff(at, append=len(keys))
+            none_left = at[gone == edges[nodes[at] + 1] - edges[nodes[at]]]
+            dead.append(_padded(people[none_left], parents[none_left], nodes[none_left], hidden, device))
             parents = nodes
         return Reachable(alive, dead)
 
