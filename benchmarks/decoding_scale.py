@@ -2,15 +2,18 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.decoding_scale --record docs/results
 
-Time of the beam search alone per person, a history of 50 items hidden from each and the making of that mask included;
-the same with half the catalog allowed; how long the tree of semantic IDs takes to build and what it weighs. Codes are
-four levels of 256, first codes unevenly used. Weights are random: what is computed does not depend on what was learned.
+Time of the beam search alone per person, a history of 50 items hidden from each and the making of that mask included,
+for 32 people at once; the same with half the catalog allowed; for one person alone; how long the tree of semantic IDs
+takes to build and what it weighs. Codes are four levels of 256, first codes unevenly used. Weights are random: what is
+computed does not depend on what was learned.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,8 @@ def measure(seed: int) -> dict[str, dict[str, float]]:
     random = np.random.default_rng(seed)
     dim = RetrieverConfig().dim
     h = torch.randn(PEOPLE, dim)
-    work, told = {}, {}
+    work: dict[str, Callable[[], object]] = {}
+    told: dict[str, dict[str, float]] = {}
     for items in CATALOGS:
         codes = catalog(items, seed)
         start = time.process_time()
@@ -43,18 +47,23 @@ def measure(seed: int) -> dict[str, dict[str, float]]:
         hidden = [random.integers(items, size=HISTORY) for _ in range(PEOPLE)]
         allowed = random.random(items) < 0.5
 
-        def search(model: SequenceModel = model, hidden: list = hidden, allowed: np.ndarray | None = None) -> None:
-            beam_search(model, h, model.trie.reachable(allowed, hidden), 10, BEAM)
+        def search(
+            people: int, allowed: np.ndarray | None = None, model: SequenceModel = model, hidden: list = hidden
+        ) -> None:
+            beam_search(model, h[:people], model.trie.reachable(allowed, hidden[:people]), 10, BEAM)
 
-        work[f"{items:,} items"] = search
-        work[f"{items:,} items, half allowed"] = lambda search=search, allowed=allowed: search(allowed=allowed)
-    costs = in_turns(work, dict.fromkeys(work, PEOPLE), ROUNDS)
+        work[f"{items:,} items"] = partial(search, PEOPLE)
+        work[f"{items:,} items, half allowed"] = partial(search, PEOPLE, allowed)
+        work[f"{items:,} items, one person"] = partial(search, 1)
+    people = {name: 1 if name.endswith("one person") else PEOPLE for name in work}
+    costs = in_turns(work, people, ROUNDS)
     smallest = f"{CATALOGS[0]:,} items"
     for name in told:
         told[name] |= {
             "cpu_ms_per_user": 1e3 * costs[name].cpu,
             "times_10_thousand": costs[name].cpu / costs[smallest].cpu,
             "cpu_ms_per_user_half_allowed": 1e3 * costs[f"{name}, half allowed"].cpu,
+            "cpu_ms_of_one_user_alone": 1e3 * costs[f"{name}, one person"].cpu,
         }
     return told
 

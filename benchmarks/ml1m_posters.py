@@ -4,7 +4,7 @@
 
 The log has no times, so a person's likes are a set: at most `LIKES` of them are drawn, one to choose by, one to test
 on, the others read in an order drawn once. The dense head ranks the whole catalog. Films are known by id alone
-(SASRec), by words (title and genres), by posters, or by both; *rare* are the test likes of the half of the films that
+(SASRec), by words (title and genres), by posters, or by both; *rare* is the quarter of the test likes whose films
 fewest people like. Data below MMREC_DATA; what is finished is kept in --work, which the proof of the prior shares.
 """
 
@@ -53,7 +53,7 @@ class Data:
         self.train = [likes[:-2] for likes in drawn]
         self.valid, self.test = (np.array([likes[place] for likes in drawn]) for place in (-2, -1))
         often = np.bincount(np.concatenate(self.train), minlength=self.items)
-        self.rare = often[self.test] <= np.median(often)
+        self.rare = often[self.test] <= np.quantile(often[self.test], 0.25)
 
     def vectors(self, modalities: tuple[str, ...]) -> np.ndarray | None:
         if not modalities:
