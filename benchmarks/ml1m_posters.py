@@ -35,7 +35,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
 }
 LIKES, FEWEST, K = 50, 10, 10
 CONFIG = RetrieverConfig(
-    epochs=6, patience=6, batch_size=64, learning_rate=2e-3, full_softmax_up_to=10_000, queries=0.0
+    epochs=12, patience=12, batch_size=64, learning_rate=2e-3, full_softmax_up_to=10_000, queries=0.0
 )
 
 
