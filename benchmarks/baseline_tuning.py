@@ -35,10 +35,7 @@ TRIES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "hstu": {"20 epochs, dropout .5": {"epochs": 20, "dropout": 0.5}},
     "sasrec_bce": {"40 epochs, dropout .5": {"epochs": 40, "dropout": 0.5}},
-    "bert4rec": {
-        "60 epochs": {"epochs": 60, "patience": 60},
-        "60 epochs, dropout .5": {"epochs": 60, "patience": 60, "dropout": 0.5},
-    },
+    "bert4rec": {"60 epochs": {"epochs": 60, "patience": 60}},
 }
 SEED = 0
 
