@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -296,8 +297,9 @@ def mix(*numbers: int) -> int:
 
 
 def fingerprint_of(config: Any, seed: int, arrays: Sequence[np.ndarray]) -> str:
-    """Tells one run from another: the config (a dataclass), the seed and all that is learned from."""
-    digest = hashlib.sha256(json.dumps([asdict(config), seed], sort_keys=True).encode())
+    """Tells one run from another: the config (a dataclass), the seed, the precision and all that is learned from."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    digest = hashlib.sha256(json.dumps([asdict(config), seed, precision], sort_keys=True).encode())
     for array in arrays:
         digest.update(str(np.shape(array)).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -383,7 +385,7 @@ def _load_checkpoint(
     everything = torch.load(path, map_location="cpu", weights_only=True)
     if everything["fingerprint"] != fingerprint:
         raise ValueError(
-            f"{path} belongs to another run (other data, config or seed): delete it or give another folder"
+            f"{path} belongs to another run (other data, config, seed or precision): delete it or give another folder"
         )
     with torch.no_grad():
         for name, p in learned.items():

@@ -75,7 +75,7 @@ def fit(
         if path is not None and path.is_file():
             saved = torch.load(path, map_location="cpu", weights_only=True)
             if saved.pop("fingerprint") != fingerprint:
-                raise ValueError(f"{path} belongs to another run (other data, config or seed): delete it")
+                raise ValueError(f"{path} belongs to another run (other data, config, seed or precision): delete it")
             model.load_state_dict(saved.pop("model"))
             optimizer.load_state_dict(saved.pop("optimizer"))
             state = saved

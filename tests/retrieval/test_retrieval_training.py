@@ -71,11 +71,14 @@ def test_another_seed_gives_other_weights_and_leaves_the_callers_generator_alone
     assert not np.array_equal(weights(first)["backbone.start"], weights(second)["backbone.start"])
 
 
-def test_a_checkpoint_of_another_run_is_refused(world, small, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(world, small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(small, epochs=1)
     train_retriever(world.histories, world.vectors, world.ids, config, checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match="another run"):
         train_retriever(world.histories[1:], world.vectors, world.ids, config, checkpoint_dir=tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="another run"):
+        train_retriever(world.histories, world.vectors, world.ids, config, checkpoint_dir=tmp_path)
 
 
 def test_validation_keeps_the_best_epoch_and_stops(world, small, caplog: pytest.LogCaptureFixture) -> None:
