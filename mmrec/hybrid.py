@@ -43,7 +43,7 @@ def proposals(
 ) -> dict[str, Ranked]:
     """Per source items int64 [B, n] and its own scores float32 [B, n]: log-probabilities of the beam, and cosines to
     the liked item or to the dream that brought the item. Nothing of the history comes back."""
-    from diffusion.prior import Conditions
+    from diffusion.prior import POOL, Conditions
 
     found = {
         "codes": retriever.recommend(histories, EACH, preferences=preferences, mode="codes", allowed=allowed, beam=EACH)
@@ -51,7 +51,8 @@ def proposals(
     liked = [history[liking > 0][-RECENT:] for history, liking in zip(histories, preferences, strict=True)]
     found["neighbours"] = _grounded([vectors[items] for items in liked], index, histories, allowed)
     conditions = Conditions.from_histories(histories, preferences, vectors)
-    found["prior"] = _grounded(list(prior.sample(conditions, DREAMS, seed=seed)), index, histories, allowed)
+    dreams = prior.sample(conditions, DREAMS, seed=seed, pool=POOL)  # [B, DREAMS, D]
+    found["prior"] = _grounded(list(dreams), index, histories, allowed)
     return found
 
 
