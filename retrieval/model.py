@@ -174,7 +174,7 @@ class DepthDecoder(nn.Module):
         """
         inner, outer = self.enter[level](h)[who], self.past[level](h)[who]
         for place, table in enumerate(self.spelled[level].children()):
-            inner += table(spelled[:, place])
+            inner = table(spelled[:, place]).add_(inner)  # in the table's precision, also where products are in half
         outer += self.leave[level](inner.relu_())
         return self.norms[level](outer)
 
