@@ -37,6 +37,7 @@ def measure(seed: int) -> dict[str, dict[str, float]]:
     dim = RetrieverConfig().dim
     h = torch.randn(PEOPLE, dim)
     work: dict[str, Callable[[], object]] = {}
+    units: dict[str, int] = {}
     told: dict[str, dict[str, float]] = {}
     for items in CATALOGS:
         codes = catalog(items, seed)
@@ -48,15 +49,18 @@ def measure(seed: int) -> dict[str, dict[str, float]]:
         allowed = random.random(items) < 0.5
 
         def search(
-            people: int, allowed: np.ndarray | None = None, model: SequenceModel = model, hidden: list = hidden
+            people: int, permitted: np.ndarray | None, model: SequenceModel = model, hidden: list = hidden
         ) -> None:
-            beam_search(model, h[:people], model.trie.reachable(allowed, hidden[:people]), 10, BEAM)
+            beam_search(model, h[:people], model.trie.reachable(permitted, hidden[:people]), 10, BEAM)
 
-        work[f"{items:,} items"] = partial(search, PEOPLE)
-        work[f"{items:,} items, half allowed"] = partial(search, PEOPLE, allowed)
-        work[f"{items:,} items, one person"] = partial(search, 1)
-    people = {name: 1 if name.endswith("one person") else PEOPLE for name in work}
-    costs = in_turns(work, people, ROUNDS)
+        for what, people, permitted in (
+            ("", PEOPLE, None),
+            (", half allowed", PEOPLE, allowed),
+            (", one person", 1, None),
+        ):
+            work[f"{items:,} items{what}"] = partial(search, people, permitted)
+            units[f"{items:,} items{what}"] = people
+    costs = in_turns(work, units, ROUNDS)
     smallest = f"{CATALOGS[0]:,} items"
     for name in told:
         told[name] |= {
