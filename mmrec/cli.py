@@ -55,6 +55,17 @@ HERE = Path("workspace")
 def main() -> None:
     """Run the command line; errors a person can mend are shown without a traceback."""
     from mmrec import processes
+
+    try:
+        _run()
+    except SystemExit as end:
+        if processes.count() > 1:
+            processes.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+
+
+def _run() -> None:
+    from mmrec import processes
     from mmrec.errors import MmrecError
 
     try:
