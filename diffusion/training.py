@@ -84,7 +84,8 @@ def train_network(
         network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    checkpoint = Checkpoint(checkpoint_dir, _fingerprint(examples, config, loss, seed)) if checkpoint_dir else None
+    run = _fingerprint(examples, config, loss, seed)
+    checkpoint = Checkpoint(checkpoint_dir, run, accelerator.mixed_precision) if checkpoint_dir else None
     start = checkpoint.load(network, optimizer, average) if checkpoint else 0
     model, optimizer = accelerator.prepare(_Step(network, loss), optimizer)
     average = {name: value.to(accelerator.device) for name, value in average.items()}

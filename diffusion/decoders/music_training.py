@@ -86,7 +86,8 @@ def train_music_decoder(
         network.parameters(), config.rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    checkpoint = Checkpoint(checkpoint_dir, _mark(tokens, values, network, config, seed)) if checkpoint_dir else None
+    run = _mark(tokens, values, network, config, seed)
+    checkpoint = Checkpoint(checkpoint_dir, run, accelerator.mixed_precision) if checkpoint_dir else None
     first = checkpoint.load(network, optimizer, average) if checkpoint else 0
     network.train()
     model, optimizer = accelerator.prepare(network, optimizer)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from diffusion.examples import Examples
 from diffusion.flow import asked_for, integrate, joint_noise, levels, representatives
@@ -228,7 +229,7 @@ def weights(prior: Prior | RegressionPrior) -> dict[str, torch.Tensor]:
     return prior.network.state_dict()
 
 
-def test_training_repeats_and_a_stopped_run_ends_the_same(tmp_path: Path) -> None:
+def test_training_repeats_and_a_stopped_run_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = weights(train_prior(*data(), TINY, seed=1))
     assert all(torch.equal(whole[k], v) for k, v in weights(train_prior(*data(), TINY, seed=1)).items())
     assert any(not torch.equal(whole[k], v) for k, v in weights(train_prior(*data(), TINY, seed=2)).items())
@@ -244,8 +245,13 @@ def test_training_repeats_and_a_stopped_run_ends_the_same(tmp_path: Path) -> Non
     resumed = train_prior(*data(), TINY, seed=1, checkpoint_dir=tmp_path, progress=lambda i, _: done.append(i))
     assert done[0] == 6  # after the checkpoint at 5, not from the start
     assert all(torch.equal(whole[k], v) for k, v in weights(resumed).items())
-    with pytest.raises(ValueError, match="other data, options or seed"):
+    with pytest.raises(ValueError, match="other data, options, precision or seed"):
         train_prior(*data(), TINY, seed=2, checkpoint_dir=tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="other data, options, precision or seed"):
+        train_prior(*data(), TINY, seed=1, checkpoint_dir=tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
