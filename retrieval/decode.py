@@ -20,6 +20,12 @@ from retrieval.model import SequenceModel
 from retrieval.trie import Reachable, Trie
 
 PEOPLE_AT_ONCE = 128  # on a CPU: few enough for its cache, enough to meet on the same first nodes
+WEIGHED_AT_ONCE = 1 << 28  # numbers of all that may follow, on a GPU
+
+
+def runs_ahead(tensor: Tensor) -> bool:
+    """Whether its device works behind the program's back, so that to ask what is in a tensor would stall both."""
+    return tensor.device.type != "cpu"
 
 
 @torch.no_grad()
@@ -31,7 +37,7 @@ def beam_search(model: SequenceModel, h: Tensor, reachable: Reachable, k: int, b
     exhaustive.
     """
     trie = model.trie
-    if len(h) > PEOPLE_AT_ONCE and h.device.type == "cpu":
+    if len(h) > PEOPLE_AT_ONCE and not runs_ahead(h):
         parts = [slice(start, start + PEOPLE_AT_ONCE) for start in range(0, len(h), PEOPLE_AT_ONCE)]
         found = [beam_search(model, h[part], reachable.of(part), k, beam) for part in parts]
         return torch.cat([items for items, _ in found]), torch.cat([scores for _, scores in found])
@@ -59,42 +65,58 @@ def continuations(model: SequenceModel, level: int, h: Tensor, who: Tensor, node
     choices, parents = model.choices[level], nodes.clamp(min=0)
     begin = choices.begin[parents]
     count = choices.begin[parents + 1] - begin
-    # The widest node at hand where asking is free; on a GPU asking would stall the search, so the widest of all.
-    width = max(1, int(count.max()) if h.device.type == "cpu" else model.trie.width[level])
-    total = h.new_empty(len(parents), width)
+    if runs_ahead(h):
+        read = model.decoder.read(level, h, spelled, who)
+        return _weigh_unasked(read, begin, count, choices.known, model.trie.width[level])
+    total = h.new_empty(len(parents), max(1, int(count.max())))
     asked = count.nonzero().squeeze(1)  # [R], who has a choice
     if len(asked) < len(parents):
         total.fill_(-torch.inf)[:, 0] = 0.0
     if len(asked):
         asked = asked[begin[asked].argsort()]  # brothers together
         read = model.decoder.read(level, h, spelled[asked], who[asked])  # [R, width]
-        total[asked] = _weigh(read, begin[asked], count[asked], choices.known, width).log_softmax(dim=1)
+        total[asked] = _weigh(read, begin[asked], count[asked], choices.known, total.shape[1]).log_softmax(dim=1)
     return total
 
 
 def _weigh(read: Tensor, begin: Tensor, count: Tensor, known: Tensor, width: int) -> Tensor:
     """Dot products of read [R, w] with rows begin to begin + count of known [E, w], brothers together -> [R, width]"""
     logits = read.new_full((len(read), width), -torch.inf)
-    if read.device.type == "cpu":
-        first, rows = begin.unique_consecutive(return_counts=True)
-        if 4 * len(first) <= len(begin):  # many beams on few nodes: one product for all beams of a node
-            ends = rows.cumsum(0)
-            places = zip(first.tolist(), count[ends - 1].tolist(), (ends - rows).tolist(), ends.tolist(), strict=True)
-            for child, degree, start, end in places:
-                torch.mm(read[start:end], known[child : child + degree].T, out=logits[start:end, :degree])
-            return logits
+    first, rows = begin.unique_consecutive(return_counts=True)
+    ends = rows.cumsum(0)
+    if 4 * len(first) <= len(begin):  # many beams on few nodes: one product for all beams of a node
+        places = zip(first.tolist(), count[ends - 1].tolist(), (ends - rows).tolist(), ends.tolist(), strict=True)
+        for child, degree, start, end in places:
+            torch.mm(read[start:end], known[child : child + degree].T, out=logits[start:end, :degree])
+        return logits
     ends = count.cumsum(0)
-    at = torch.arange(int(ends[-1]), device=read.device) + torch.repeat_interleave(begin - (ends - count), count)  # [E]
-    if read.device.type == "cpu":
-        with warnings.catch_warnings():  # torch says once that its sparse tensors are young
-            warnings.simplefilter("ignore", UserWarning)
-            edges, size = F.pad(ends, (1, 0)), (len(read), len(known))
-            wanted = torch.sparse_csr_tensor(edges, at, read.new_zeros(len(at)), size, check_invariants=False)
-        said = torch.sparse.sampled_addmm(wanted, read, known.T, beta=0.0).values()
-    else:
-        said = (read[torch.repeat_interleave(count)] * known[at]).sum(dim=1)
-    there = torch.arange(width, device=read.device) < count.unsqueeze(1)
-    return logits.masked_scatter_(there, said)
+    at = torch.arange(int(ends[-1])) + torch.repeat_interleave(begin - (ends - count), count)  # [E]
+    with warnings.catch_warnings():  # torch says once that its sparse tensors are young
+        warnings.simplefilter("ignore", UserWarning)
+        edges, size = F.pad(ends, (1, 0)), (len(read), len(known))
+        wanted = torch.sparse_csr_tensor(edges, at, read.new_zeros(len(at)), size, check_invariants=False)
+    said = torch.sparse.sampled_addmm(wanted, read, known.T, beta=0.0).values()
+    return logits.masked_scatter_(torch.arange(width) < count.unsqueeze(1), said)
+
+
+def _weigh_unasked(read: Tensor, begin: Tensor, count: Tensor, known: Tensor, width: int) -> Tensor:
+    """Log-probabilities of what may follow, as of `continuations`, of all P nodes and in `width` places: [P, width]
+
+    For a device that runs ahead of the program: no shape depends on what is in a tensor, so the whole search is queued
+    without once waiting for it.
+    """
+    place = torch.arange(width, device=read.device)
+    certain = torch.full((width,), -torch.inf, device=read.device).masked_fill(place == 0, 0.0)
+    if len(known) == 0:
+        return certain.expand(len(read), -1).clone()
+    parts = []
+    at_once = max(1, WEIGHED_AT_ONCE // (width * known.shape[1]))
+    for some, start, many in zip(read.split(at_once), begin.split(at_once), count.split(at_once), strict=True):
+        child = (start.unsqueeze(1) + place).clamp(max=len(known) - 1)  # [P, width]
+        logits = torch.bmm(known[child], some.unsqueeze(2)).squeeze(2)
+        log_p = logits.masked_fill(place >= many.unsqueeze(1), -torch.inf).log_softmax(dim=1)
+        parts.append(torch.where(many.unsqueeze(1) > 0, log_p, certain))
+    return torch.cat(parts)
 
 
 def take(beams: Tensor, parents: Tensor) -> Tensor:
@@ -133,7 +155,7 @@ def by_range(trie: Trie, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
     known = nodes.clamp(min=0)
     start = first[known].long()  # [B, W]
     degree = first[known + 1] - start
-    width = int(degree.max()) if nodes.device.type == "cpu" else trie.width[level]
+    width = trie.width[level] if runs_ahead(nodes) else int(degree.max())
     slot = torch.arange(width, device=nodes.device)
     there = slot < degree.unsqueeze(-1)  # [B, W, D]
     return (start.unsqueeze(-1) + slot).clamp_(max=len(trie.codes[level]) - 1), there

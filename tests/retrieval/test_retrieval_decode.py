@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from retrieval.decode import beam_search, score_items, top
-from retrieval.model import RetrieverConfig, SequenceModel
-from retrieval.trie import Trie
+from retrieval.model import Choices, RetrieverConfig, SequenceModel
+from retrieval.trie import Reachable, Trie
 
 SIZES = (5, 4, 3, 4)
 
@@ -125,6 +125,35 @@ def test_with_an_allow_list_and_hidden_items_too(seed: int) -> None:
         np.testing.assert_array_equal(items[row, : len(expected)], expected)
         assert (items[row, len(expected) :] == -1).all()
         assert torch.isinf(scores[row, len(expected) :]).all()
+
+
+@pytest.mark.parametrize("items", [12, 130])
+def test_a_device_that_runs_ahead_finds_the_same(items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = catalog(items)
+    model, h = model_of(codes), torch.randn(6, 8, dtype=torch.float64)
+    random = np.random.default_rng(0)
+    reachable = model.trie.reachable(random.random(items) < 0.7, [random.integers(items, size=n) for n in range(6)])
+    items_found, scores = beam_search(model, h, reachable, 10, 12)
+    monkeypatch.setattr("retrieval.decode.runs_ahead", lambda _: True)
+    monkeypatch.setattr("retrieval.decode.WEIGHED_AT_ONCE", 400)
+    for found, expected in zip(beam_search(model, h, reachable, 10, 12), (items_found, scores), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_search_never_asks_a_device_what_it_found() -> None:
+    """On `meta` there is nothing to be asked: whatever looks into a tensor, or whose shape depends on one, fails."""
+    model = model_of(catalog(130))
+    reachable = model.trie.reachable(np.arange(130) % 3 > 0, [np.arange(n) for n in range(6)])
+    choices = [Choices(each.begin.to("meta"), each.known.to("meta")) for each in model.choices]
+    alive = [None if nodes is None else nodes.to("meta") for nodes in reachable.alive]
+    dead = [None if pair is None else (pair[0].to("meta"), pair[1].to("meta")) for pair in reachable.dead]
+    assert any(pair is not None for pair in dead)
+    model = model.to("meta")
+    model._choices_known = choices
+    h = torch.empty(6, 8, dtype=torch.float64, device="meta")
+    items, scores = beam_search(model, h, Reachable(alive, dead), 10, 12)
+    assert items.shape == scores.shape == (6, 10)
+    assert items.is_meta
 
 
 def test_ties_go_to_the_lower_item() -> None:
