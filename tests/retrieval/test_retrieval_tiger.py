@@ -102,6 +102,15 @@ def test_a_beam_over_everything_is_brute_force_over_what_is_permitted(codes: np.
         np.testing.assert_allclose(scores[row, :count], log_p[items[row, :count]], rtol=1e-4, atol=1e-4)
 
 
+def test_the_search_never_asks_a_device_what_it_found(codes: np.ndarray) -> None:
+    """On `meta` there is nothing to be asked: whatever looks into a tensor, or whose shape depends on one, fails."""
+    trie = Trie(codes, SIZES).to("meta")
+    tokens, mask = (each.to("meta") for each in sentences(codes, (6, 2, 5)))
+    items, scores = T5Speller(model_of(1.0).to("meta"), OFFSETS).search(tokens, mask, trie, trie.reachable(), 10, 20)
+    assert items.shape == scores.shape == (3, 10)
+    assert items.is_meta
+
+
 def test_a_feed_forward_it_does_not_compute_is_refused() -> None:
     model = model_of(1.0)
     model.config.feed_forward_proj = "gated-gelu"
