@@ -107,11 +107,12 @@ def choose(
 ) -> list[Trial]:
     """Try the candidates for `rows` vectors on `sample_size(rows)` of them, unit float32 [n, D]; best first.
 
-    Raises ValueError, with what was measured, if none keeps the budget.
+    The sample is shuffled in place: it may be as large as the memory allows. Raises ValueError, with what was measured,
+    if none keeps the budget.
     """
-    order = np.random.default_rng(seed).permutation(len(sample))
+    np.random.default_rng(seed).shuffle(sample)
     asked = min(QUERIES, max(1, len(sample) // 10))
-    queries, known = sample[order[:asked]], sample[order[asked : asked + PILOT]]
+    queries, known = sample[:asked], sample[asked : asked + PILOT]
     truth = exact(queries, iter([known]))
     tiers = candidates(sample.shape[1], rows)
     trials: dict[str, Trial] = {}  # by template
@@ -129,7 +130,7 @@ def choose(
     best = sorted(trials, key=rank)
     kinds = [[t for t in best if trials[t].fits and ("HNSW" in t) == graph] for graph in (True, False)]
     if len(sample) > PILOT + QUERIES and all(kinds):
-        known = sample[order[asked:]]
+        known = sample[asked:]
         truth = exact(queries, iter([known]))
         finalists = [kind[0] for kind in kinds]
         trials |= {template: _try(template, known, queries, truth, rows, budget) for template in finalists}
