@@ -15,7 +15,7 @@ class Checkpoint:
     """One safetensors file with the weights, their average and the optimizer, replaced atomically."""
 
     def __init__(self, folder: Path, fingerprint: str, precision: str) -> None:
-        """fingerprint: of all that is learned from, with which options; precision: of the products, as accelerate says."""
+        """fingerprint: of all that is learned from, and of the options; precision: of products, as accelerate names it."""
         self.path, self.fingerprint = Path(folder) / "training.safetensors", f"{fingerprint}-{precision}"
 
     def save(self, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> None:
@@ -41,7 +41,8 @@ class Checkpoint:
             metadata = file.metadata()
             if metadata["fingerprint"] != self.fingerprint:
                 raise ValueError(
-                    f"{self.path} belongs to a run with other data, options, precision or seed; delete it or give another folder"
+                    f"{self.path} belongs to a run with other data, options, precision or seed; "
+                    "delete it or give another folder"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}}

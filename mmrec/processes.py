@@ -31,8 +31,8 @@ def is_main() -> bool:
 def leave(code: int) -> NoReturn:
     """End this process of several at once, all being written.
 
-    Not by `sys.exit`: gloo's threads let go of the last message's tensors whenever they come to it, and one that asks for
-    the interpreter's lock while the interpreter shuts down aborts the process (torch 2.15, some 5 times in 100).
+    Not by `sys.exit`: gloo's threads let go of the last message's tensors whenever they come to it, and one that asks
+    for the interpreter's lock while the interpreter shuts down aborts the process (torch 2.15, some 5 times in 100).
     """
     sys.stdout.flush()
     sys.stderr.flush()

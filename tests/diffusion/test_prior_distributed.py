@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
+from mmrec.processes import leave
 from diffusion.prior import PriorConfig
 from diffusion.training import train_prior
 
@@ -31,6 +32,7 @@ assert state.num_processes == int(sys.argv[2])
 prior = train_prior(histories, preferences, vectors, config, checkpoint_dir=Path(sys.argv[1]) / "checkpoints")
 if state.is_main_process:
     prior.save_pretrained(Path(sys.argv[1]))
+leave(0)
 """
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
+from mmrec.processes import leave
 from retrieval.model import RetrieverConfig
 from retrieval.semantic_ids import assign_unique, make_tokenizer
 from retrieval.training import train_retriever
@@ -38,6 +39,7 @@ found = train_retriever(histories, vectors, ids, config, validation=validation, 
 if accelerator.is_main_process:
     found.save_pretrained(folder)
     np.save(folder / "scores.npy", found.score_all(histories))
+leave(0)
 """
 
 
