@@ -15,7 +15,7 @@ class Checkpoint:
     """One safetensors file with the weights, their average and the optimizer, replaced atomically."""
 
     def __init__(self, folder: Path, fingerprint: str, precision: str) -> None:
-        """fingerprint: of all that is learned from, and of the options; precision: of products, as accelerate names it."""
+        """fingerprint: of all that is learned from and how; precision: of the products, as accelerate names it."""
         self.path, self.fingerprint = Path(folder) / "training.safetensors", f"{fingerprint}-{precision}"
 
     def save(self, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> None:
