@@ -149,10 +149,10 @@ def time_t5(seed: int, users: int, rounds: int) -> dict[str, dict[str, float]]:
     return told
 
 
-def default_model(codes: np.ndarray, seed: int) -> Retriever:
+def default_model(codes: np.ndarray, seed: int, sizes: tuple[int, ...] = SIZES) -> Retriever:
     torch.manual_seed(seed)
     everyone = torch.ones(len(codes), dtype=torch.bool)
-    model = SequenceModel(RetrieverConfig(), torch.randn(len(codes), 16), torch.from_numpy(codes), SIZES, everyone)
+    model = SequenceModel(RetrieverConfig(), torch.randn(len(codes), 16), torch.from_numpy(codes), sizes, everyone)
     assert model.decoder is not None
     torch.nn.init.normal_(model.decoder.prefixes.weight, std=0.1)  # zero before training
     return Retriever(model)

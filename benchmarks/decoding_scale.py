@@ -4,8 +4,9 @@
 
 Time of the beam search alone per person, a history of 50 items hidden from each and the making of that mask included,
 for 32 people at once; the same with half the catalog allowed; for one person alone; how long the tree of semantic IDs
-takes to build and what it weighs. Codes are four levels of 256, first codes unevenly used. Weights are random: what is
-computed does not depend on what was learned.
+takes to build and what it weighs. Codes are four levels of 256, first codes unevenly used; a million items also with
+codes that suit so many, a wide first level and a narrow second one. Weights are random: what is computed does not
+depend on what was learned.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from retrieval.decode import beam_search
 from retrieval.model import RetrieverConfig, SequenceModel
 from retrieval.trie import Trie
 
-CATALOGS = (10_000, 100_000, 1_000_000)
+WIDE = (4096, 64, 256)
+CATALOGS = {
+    "10,000 items": (10_000, SIZES),
+    "100,000 items": (100_000, SIZES),
+    "1,000,000 items": (1_000_000, SIZES),
+    "1,000,000 items, codes 4096 x 64 x 256": (1_000_000, WIDE),
+}
 PEOPLE, HISTORY, ROUNDS = 32, 50, 5
 COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.decoding_scale --record docs/results"
 
@@ -39,12 +46,12 @@ def measure(seed: int) -> dict[str, dict[str, float]]:
     work: dict[str, Callable[[], object]] = {}
     units: dict[str, int] = {}
     told: dict[str, dict[str, float]] = {}
-    for items in CATALOGS:
-        codes = catalog(items, seed)
+    for name, (items, sizes) in CATALOGS.items():
+        codes = catalog(items, seed, sizes)
         start = time.process_time()
-        trie = Trie(codes, SIZES)
-        told[f"{items:,} items"] = {"build_cpu_seconds": time.process_time() - start, "megabytes": trie.nbytes / 1e6}
-        model = default_model(codes, seed).model
+        trie = Trie(codes, sizes)
+        told[name] = {"build_cpu_seconds": time.process_time() - start, "megabytes": trie.nbytes / 1e6}
+        model = default_model(codes, seed, sizes).model
         hidden = [random.integers(items, size=HISTORY) for _ in range(PEOPLE)]
         allowed = random.random(items) < 0.5
 
@@ -58,10 +65,10 @@ def measure(seed: int) -> dict[str, dict[str, float]]:
             (", half allowed", PEOPLE, allowed),
             (", one person", 1, None),
         ):
-            work[f"{items:,} items{what}"] = partial(search, people, permitted)
-            units[f"{items:,} items{what}"] = people
+            work[f"{name}{what}"] = partial(search, people, permitted)
+            units[f"{name}{what}"] = people
     costs = in_turns(work, units, ROUNDS)
-    smallest = f"{CATALOGS[0]:,} items"
+    smallest = next(iter(CATALOGS))
     for name in told:
         told[name] |= {
             "cpu_ms_per_user": 1e3 * costs[name].cpu,

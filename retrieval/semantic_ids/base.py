@@ -84,6 +84,8 @@ class Tokenizer:
     encodes_new: ClassVar[bool] = True
 
     def __init__(self, levels: int = 3, codebook_size: int = 256, **options: Any) -> None:
+        if not isinstance(codebook_size, int):
+            raise ValueError(f"codebook_size={codebook_size}: the tokenizer {self.name} has one size of all its levels")
         if levels < 1 or codebook_size < 1:
             raise ValueError(f"levels={levels}, codebook_size={codebook_size}: both must be at least 1")
         self.levels = levels

@@ -35,9 +35,26 @@ def sum_codewords(codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndar
 
 
 class ResidualKMeans(Tokenizer):
-    """`levels` codebooks of at most `codebook_size` codewords; small catalogs get at most one per four items."""
+    """`levels` codebooks of at most `codebook_size` codewords; small catalogs get at most one per four items.
+
+    codebook_size may also be a list, one size of each level: a wide first level and a narrow second one make a large
+    catalog faster to search.
+    """
 
     name = "residual_kmeans"
+
+    def __init__(self, levels: int | None = None, codebook_size: int | Sequence[int] = 256) -> None:
+        if isinstance(codebook_size, int):
+            sizes = [codebook_size] * (3 if levels is None else levels)
+        else:
+            sizes = list(codebook_size)
+            if levels not in (None, len(sizes)):
+                raise ValueError(f"levels={levels}, but codebook_size={sizes} gives the sizes of {len(sizes)} levels")
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"levels={levels}, codebook_size={codebook_size}: both must be at least 1")
+        super().__init__(len(sizes), max(sizes))
+        self.size_of_level = sizes
+        self.options["codebook_size"] = codebook_size if isinstance(codebook_size, int) else sizes
 
     @property
     def codebooks(self) -> list[np.ndarray]:
@@ -62,11 +79,10 @@ class ResidualKMeans(Tokenizer):
         progress: Progress | None = None,
     ) -> np.ndarray:
         vectors, _ = self.check_fit(vectors, context)
-        size = self.size_for(len(vectors))
         codebooks = []
         residuals = vectors
-        for level in range(self.levels):
-            codebook = kmeans(residuals, size, seed + level)
+        for level, size in enumerate(self.size_of_level):
+            codebook = kmeans(residuals, min(size, self.size_for(len(vectors))), seed + level)
             codebooks.append(codebook)
             residuals = residuals - codebook[nearest(residuals, codebook)]
             if progress is not None:

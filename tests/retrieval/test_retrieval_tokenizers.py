@@ -152,6 +152,27 @@ class TestEveryTokenizer:
         assert len(assign_unique(codes, clustered(100), tokenizer)) == 100
 
 
+def test_each_level_of_residual_k_means_may_have_its_own_size(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer("residual_kmeans", codebook_size=[12, 3])
+    vectors = clustered(200)
+    codes = tokenizer.fit(vectors, 0)
+    assert tokenizer.sizes == (12, 3)
+    assert (codes.max(axis=0) + 1).tolist() == [12, 3]
+    ids = assign_unique(codes, vectors, tokenizer)
+    assert len(ids.codes) == len(np.unique(ids.codes, axis=0)) == 200
+    tokenizer.save(tmp_path)
+    np.testing.assert_array_equal(load_tokenizer(tmp_path).encode(vectors), codes)
+    small = make_tokenizer("residual_kmeans", codebook_size=[1000, 3])
+    small.fit(vectors, 0)
+    assert small.sizes == (50, 3), "one codeword of four items"
+    with pytest.raises(ValueError, match="sizes of 2 levels"):
+        make_tokenizer("residual_kmeans", levels=3, codebook_size=[12, 3])
+    with pytest.raises(ValueError, match="at least 1"):
+        make_tokenizer("residual_kmeans", codebook_size=[12, 0])
+    with pytest.raises(ValueError, match="rqvae has one size"):
+        make_tokenizer("rqvae", codebook_size=[12, 3])
+
+
 def test_unknown_names_are_answered_with_the_known() -> None:
     with pytest.raises(KeyError, match="residual_kmeans"):
         make_tokenizer("residual_kmean")
