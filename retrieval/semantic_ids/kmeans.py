@@ -6,7 +6,9 @@ import warnings
 
 import numpy as np
 
-POINTS_PER_CENTROID = 256  # more do not move the centroids noticeably
+# Of a large catalog a sample is clustered: POINTS, or FEWEST for each centroid where that is more (FAISS warns below
+# 39), and never more than MOST for each, which do not move the centroids noticeably.
+POINTS, FEWEST, MOST = 1 << 16, 64, 256
 POINTS_PER_START = 4
 
 
@@ -33,8 +35,9 @@ def kmeans(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
 
     random = np.random.default_rng(seed)
     points = np.asarray(vectors, dtype=np.float32)
-    if len(points) > k * POINTS_PER_CENTROID:
-        points = points[np.sort(random.choice(len(points), k * POINTS_PER_CENTROID, replace=False))]
+    enough = min(MOST * k, max(FEWEST * k, POINTS))
+    if len(points) > enough:
+        points = points[np.sort(random.choice(len(points), enough, replace=False))]
     k = min(k, len(np.unique(points, axis=0)))
     if k == 1:
         return points.mean(axis=0, keepdims=True)
