@@ -83,8 +83,8 @@ def _weigh(read: Tensor, begin: Tensor, count: Tensor, known: Tensor, width: int
     """Dot products of read [R, w] with rows begin to begin + count of known [E, w], brothers together -> [R, width]"""
     logits = read.new_full((len(read), width), -torch.inf)
     first, rows = begin.unique_consecutive(return_counts=True)
-    ends = rows.cumsum(0)
     if 4 * len(first) <= len(begin):  # many beams on few nodes: one product for all beams of a node
+        ends = rows.cumsum(0)
         places = zip(first.tolist(), count[ends - 1].tolist(), (ends - rows).tolist(), ends.tolist(), strict=True)
         for child, degree, start, end in places:
             torch.mm(read[start:end], known[child : child + degree].T, out=logits[start:end, :degree])
