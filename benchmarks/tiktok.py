@@ -38,9 +38,8 @@ DATASET = "tiktok_mm"
 ORDERS = 3
 K = 20
 CONFIG = RetrieverConfig(
-    dropout=0.5, epochs=12, patience=12, code_epochs=3, batch_size=128, learning_rate=2e-3, full_softmax_up_to=10_000,
-    queries=0.0,
-)  # fmt: skip
+    epochs=8, patience=8, code_epochs=3, batch_size=128, learning_rate=2e-3, full_softmax_up_to=10_000, queries=0.0
+)
 MEDIA = ("image", "audio")
 PARTS: dict[str, tuple[str, ...]] = {"images alone": ("image",), "sounds alone": ("audio",), "ids alone": ()}
 BASELINES: dict[str, dict[str, Any]] = {
