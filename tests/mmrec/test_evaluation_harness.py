@@ -118,6 +118,21 @@ def test_violations_are_logged(caplog):
     assert "bad returned 30 items of which each does not exist" in caplog.text
 
 
+def test_a_history_that_was_asked_for_is_no_violation(caplog):
+    def met(items, histories):
+        items[:, 0] = [history[0] for history in histories]
+
+    queries, vectors, train = case(people=30)
+    for shows in (False, True):
+        showing = Scores("showing", np.ones(N), met)
+        showing.hide_history = not shows
+        with caplog.at_level(logging.ERROR):
+            frame = evaluate([showing], queries, vectors=vectors, train=train)
+        assert values(frame)["showing"]["valid"] == 0
+        assert ("showing" in caplog.text) is not shows
+        caplog.clear()
+
+
 def test_check_lists():
     items = np.array([[1, 2, 1, 1], [5, -1, -1, -1], [9, -3, 0, 2]])
     bad, counts = check_lists(items, [np.array([2]), np.array([], int), np.array([0])], 9)
