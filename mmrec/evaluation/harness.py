@@ -59,7 +59,7 @@ def evaluate(
     `vectors` float32 [N, D] are the items of the catalog, `train` the interactions popularity is counted on, `clusters`
     the number of tastes for calibration. The longest of `ks` is asked for once; the shorter lists are its beginnings.
     An item that does not exist, repeats or is in the history makes its list invalid (metric `valid`), scores nothing,
-    and is told of as an error; but not the history of a recommender whose `hide_history` is False: it was asked to.
+    and is logged as an error, except the history where a recommender's `hide_history` is False: there it is wanted.
     Raises `ValueError` for no people, two recommenders of one name, or an answer of the wrong shape.
     """
     import pandas as pd
@@ -224,7 +224,7 @@ class _Measures:
         self.liked_mix = metrics.taste_mix(liked, self.clusters)
 
     def rows(self, name: str, items: np.ndarray, seconds: float, shown: bool) -> list[dict[str, object]]:
-        """shown: whether it was asked to leave what people met in their lists, so that nobody is told of it."""
+        """shown: whether the recommender was asked to show the history, which then is not logged as an error."""
         bad, broken = check_lists(items, self.queries.histories, len(self.vectors))
         for rule, count in broken.items():
             if count and not (shown and rule == "is in the history"):
