@@ -1,6 +1,7 @@
 """How fast are semantic IDs decoded? Users per second on one thread, beam 50, side by side in one run.
 
     OMP_NUM_THREADS=1 python -m benchmarks.decoding --record docs/results
+    python -m benchmarks.decoding --device cuda --record docs/results
 
 T5-shaped weights (TIGER's sizes: d = 128, 4 + 4 layers, 12,000 items, 4 x 256 codes, histories of 20 items):
 `generate(num_beams=50, prefix_allowed_tokens_fn=...)` of transformers, at the batch size that suits it best, against
@@ -10,33 +11,41 @@ only where two scores are closer than single precision tells apart. The score is
 vocabulary, so transformers is asked for length_penalty=0 and for early_stopping="never", its own canonical beam search.
 
 Our default model on the same catalog: its encoder alone, against encoder and search over codes; and what lists of the
-dense head, and of both fused, cost.
+dense head, and of both fused, cost. On a GPU the clock alone counts, more people are asked at once, and both searches
+run under a switch that makes every wait for the device an error.
 Weights are random: what is computed does not depend on what was learned.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.timing import in_turns, record
+from benchmarks.timing import Cost, in_turns, record
 from mmrec import results
 from retrieval.baselines.t5 import PEOPLE_AT_ONCE, T5Speller
 from retrieval.baselines.tiger import FIRST_CODE, PERSON, TigerConfig, t5_of
+from retrieval.decode import beam_search
 from retrieval.model import RetrieverConfig, SequenceModel
 from retrieval.retriever import Retriever
 from retrieval.trie import Trie
 
 ITEMS, SIZES, BEAM, HISTORY = 12_000, (256,) * 4, 50, 20
 OFFSETS = tuple(FIRST_CODE + 256 * level for level in range(4))
-USERS, ROUNDS, SEEDS = 32, 3, (0, 1, 2)
-BATCHES_OF_GENERATE = (1, 2, 4, 8)
+ROUNDS, SEEDS = 3, (0, 1, 2)
+USERS = {"cpu": 32, "cuda": 256}
+BATCHES_OF_GENERATE = {"cpu": (1, 2, 4, 8), "cuda": (4, 16, 64)}
+AT_ONCE = {"cpu": PEOPLE_AT_ONCE, "cuda": 256}
 SINGLE_PRECISION = 1e-4  # of the sum of four log-softmaxes
-COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.decoding --record docs/results"
+COMMAND = {
+    "cpu": "OMP_NUM_THREADS=1 python -m benchmarks.decoding --record docs/results",
+    "cuda": "python -m benchmarks.decoding --device cuda --record docs/results",
+}
 Search = Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]
 
 
@@ -77,20 +86,34 @@ def generate_of(model, codes: np.ndarray) -> Search:  # type: ignore[no-untyped-
             output_scores=True,
         )
         items = [item_of[tuple(code)] for code in found.sequences[:, 1:].tolist()]
-        return np.array(items).reshape(-1, BEAM), found.sequences_scores.view(-1, BEAM).numpy()
+        return np.array(items).reshape(-1, BEAM), found.sequences_scores.view(-1, BEAM).cpu().numpy()
 
     return search
 
 
+@contextmanager
+def never_waiting(device: torch.device) -> Iterator[None]:
+    """RuntimeError if anything inside waits for the GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def ours_of(model, codes: np.ndarray) -> Search:  # type: ignore[no-untyped-def]
-    speller, trie = T5Speller(model, OFFSETS), Trie(codes, SIZES)
+    device = model.device
+    speller, trie = T5Speller(model, OFFSETS), Trie(codes, SIZES).to(device)
 
     def search(tokens: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         parts = []
-        for part in tokens.split(PEOPLE_AT_ONCE):
-            mask = torch.ones_like(part, dtype=torch.bool)
-            parts.append(speller.search(part, mask, trie, trie.reachable(), BEAM, BEAM))
-        return torch.cat([p[0] for p in parts]).numpy(), torch.cat([p[1] for p in parts]).numpy()
+        for part in tokens.split(AT_ONCE[device.type]):
+            mask, reachable = torch.ones_like(part, dtype=torch.bool), trie.reachable()
+            with never_waiting(device):
+                parts.append(speller.search(part, mask, trie, reachable, BEAM, BEAM))
+        return torch.cat([p[0] for p in parts]).cpu().numpy(), torch.cat([p[1] for p in parts]).cpu().numpy()
 
     return search
 
@@ -107,46 +130,56 @@ def check_same(theirs: tuple[np.ndarray, np.ndarray], ours: tuple[np.ndarray, np
     return float((theirs[0] == ours[0]).all(axis=1).mean())
 
 
-def time_t5(seed: int, users: int, rounds: int) -> dict[str, dict[str, float]]:
-    codes = catalog(ITEMS, seed)
+def time_t5(seed: int, device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
+    codes, users, at_once = catalog(ITEMS, seed), USERS[device.type], AT_ONCE[device.type]
     torch.manual_seed(seed)
-    model = t5_of(TigerConfig(), FIRST_CODE + sum(SIZES)).eval()
+    model = t5_of(TigerConfig(), FIRST_CODE + sum(SIZES)).eval().to(device)
     read = np.random.default_rng(seed).integers(ITEMS, size=(users, HISTORY))
     tokens = torch.from_numpy((codes[read] + np.array(OFFSETS)).reshape(users, -1))
-    tokens = torch.cat([torch.full((users, 1), PERSON), tokens], dim=1)  # [B, 81]
+    tokens = torch.cat([torch.full((users, 1), PERSON), tokens], dim=1).to(device)  # [B, 81]
 
     plain = model.shared.weight.detach().clone()
     same = []
     for peaky in (4.0, 1.0):  # the head is tied to the embeddings; the last round leaves the weights as drawn
         model.shared.weight.data = plain * peaky
-        few = tokens[: users // 2]
+        few = tokens[:16]
         theirs = [generate_of(model, codes)(part) for part in few.split(4)]
         joined = np.concatenate([p[0] for p in theirs]), np.concatenate([p[1] for p in theirs])
         same.append(check_same(joined, ours_of(model, codes)(few)))
 
     generate, ours = generate_of(model, codes), ours_of(model, codes)
     work: dict[str, Callable[[], object]] = {
-        f"generate, {size} at once": lambda size=size: generate(tokens[:size]) for size in BATCHES_OF_GENERATE
+        f"generate, {size} at once": lambda size=size: generate(tokens[:size])
+        for size in BATCHES_OF_GENERATE[device.type]
     }
-    units = {f"generate, {size} at once": size for size in BATCHES_OF_GENERATE}
-    attend = torch.ones_like(tokens[:PEOPLE_AT_ONCE])
+    units = {f"generate, {size} at once": size for size in BATCHES_OF_GENERATE[device.type]}
+    attend = torch.ones_like(tokens[:at_once])
     with torch.no_grad():
         work["ours"], units["ours"] = lambda: ours(tokens), users
-        work["encoder"] = lambda: model.encoder(input_ids=tokens[:PEOPLE_AT_ONCE], attention_mask=attend)
-        units["encoder"] = PEOPLE_AT_ONCE
+        work["encoder"] = lambda: model.encoder(input_ids=tokens[:at_once], attention_mask=attend)
+        units["encoder"] = at_once
         costs = in_turns(work, units, rounds)
-    best = min((name for name in costs if name.startswith("generate")), key=lambda name: costs[name].cpu)
+    best = min((name for name in costs if name.startswith("generate")), key=lambda name: spent(costs[name], device))
     print(f"seed {seed}: {best} suits transformers best; identical lists {same}")
     chosen = {"transformers generate": costs[best], "our search": costs["ours"], "encoder alone": costs["encoder"]}
-    told = {
-        name: {"users_per_cpu_second": 1 / cost.cpu, "users_per_second": 1 / cost.wall} for name, cost in chosen.items()
-    }
+    told = {name: rates(cost, device) for name, cost in chosen.items()}
     told["our search"] |= {
         "identical_lists": min(same),
-        "times_generate": costs[best].cpu / costs["ours"].cpu,
         "times_generate_wall": costs[best].wall / costs["ours"].wall,
     }
+    if device.type == "cpu":
+        told["our search"]["times_generate"] = costs[best].cpu / costs["ours"].cpu
     return told
+
+
+def spent(cost: Cost, device: torch.device) -> float:
+    """Seconds of the processor, or of the clock where a GPU does the work."""
+    return cost.cpu if device.type == "cpu" else cost.wall
+
+
+def rates(cost: Cost, device: torch.device) -> dict[str, float]:
+    per_second = {"users_per_second": 1 / cost.wall}
+    return per_second | ({"users_per_cpu_second": 1 / cost.cpu} if device.type == "cpu" else {})
 
 
 def default_model(codes: np.ndarray, seed: int, sizes: tuple[int, ...] = SIZES) -> Retriever:
@@ -158,47 +191,57 @@ def default_model(codes: np.ndarray, seed: int, sizes: tuple[int, ...] = SIZES) 
     return Retriever(model)
 
 
-def time_own(seed: int, history: int, rounds: int) -> dict[str, dict[str, float]]:
-    retriever = default_model(catalog(ITEMS, seed), seed)
+def time_own(seed: int, history: int, device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
+    retriever = default_model(catalog(ITEMS, seed), seed).to(device)
     histories = list(np.random.default_rng(seed).integers(ITEMS, size=(256, history)))
+    h, reachable = retriever.states(histories), retriever.trie.reachable(None, histories)
+    beam_search(retriever.model, h, reachable, 10, BEAM)  # the first search makes the tables of the tree
+    with never_waiting(device):
+        beam_search(retriever.model, h, reachable, 10, BEAM)
     work = {
         "encoder": lambda: retriever.states(histories),
+        "beam": lambda: beam_search(retriever.model, h, reachable, 10, BEAM),
         "search": lambda: retriever.recommend(histories, 10, mode="codes", beam=BEAM),
         "dense": lambda: retriever.recommend(histories, 10, mode="dense"),
         "fused": lambda: retriever.recommend(histories, 10, mode="fused", beam=BEAM),
     }
     costs = in_turns(work, dict.fromkeys(work, len(histories)), rounds)
     told = {
-        name: {"users_per_cpu_second": 1 / costs[key].cpu, "users_per_second": 1 / costs[key].wall}
+        name: rates(costs[key], device)
         for name, key in (
             ("encoder alone", "encoder"),
+            ("search alone", "beam"),
             ("encoder and search", "search"),
             ("encoder and dense head", "dense"),
             ("encoder and both, fused", "fused"),
         )
     }
-    told["encoder and search"]["share_of_encoder_rate"] = costs["encoder"].cpu / costs["search"].cpu
+    told["encoder and search"]["share_of_encoder_rate"] = spent(costs["encoder"], device) / spent(
+        costs["search"], device
+    )
     return told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--record", type=Path, help="write the numbers as records into this folder")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the models are")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    device, on = torch.device(options.device), "" if options.device == "cpu" else ", one GPU"
 
     tables: list[tuple[str, str, list[dict[str, dict[str, float]]]]] = [
-        ("decoding, T5 of TIGER's shape", "20 items", [time_t5(seed, USERS, ROUNDS) for seed in SEEDS])
+        ("decoding, T5 of TIGER's shape", f"20 items{on}", [time_t5(seed, device, ROUNDS) for seed in SEEDS])
     ]
     for history in (20, RetrieverConfig().max_history):
-        runs = [time_own(seed, history, 2 * ROUNDS) for seed in SEEDS]
-        tables.append(("decoding, our default model", f"{history} items", runs))
+        runs = [time_own(seed, history, device, 2 * ROUNDS) for seed in SEEDS]
+        tables.append(("decoding, our default model", f"{history} items{on}", runs))
     records = []
     for dataset, split, runs in tables:
         for model in runs[0]:
             for metric in runs[0][model]:
                 values = [run[model][metric] for run in runs]
-                records.append(record(dataset, split, model, metric, values, SEEDS, COMMAND))
+                records.append(record(dataset, split, model, metric, values, SEEDS, COMMAND[options.device]))
                 print(f"{dataset}, {split}: {model}: {metric} {np.mean(values):.3f}")
     if options.record:
         results.write_records("decoding", records, options.record)

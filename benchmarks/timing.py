@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import torch
 
 from mmrec import results
 
@@ -24,15 +25,23 @@ def in_turns(work: Mapping[str, Callable[[], object]], units: Mapping[str, int],
     """Run each piece of work once to warm up, then `rounds` times, one after the other."""
     for run in work.values():
         run()
+        _settle()
     cpu: dict[str, list[float]] = {name: [] for name in work}
     wall: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, run in work.items():
             cpu_start, wall_start = time.process_time(), time.perf_counter()
             run()
+            _settle()
             cpu[name].append((time.process_time() - cpu_start) / units[name])
             wall[name].append((time.perf_counter() - wall_start) / units[name])
     return {name: Cost(min(cpu[name]), min(wall[name])) for name in work}
+
+
+def _settle() -> None:
+    """Wait for what was given to a GPU, if one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 @cache

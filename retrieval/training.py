@@ -222,7 +222,7 @@ class _Run:
         random = np.random.default_rng([self.seed, epoch, part])
         todo = batches(self.histories, config.max_history, config.batch_size, self.seed, epoch + part * config.epochs)
         module.train()
-        total = 0.0
+        total = torch.zeros((), device=accelerator.device)  # read once an epoch: a device need not be waited for
         for step, batch in enumerate(todo):
             rate = config.learning_rate * schedule((epoch + step / len(todo)) / epochs, config.warmup)
             for group in optimizer.param_groups:
@@ -238,8 +238,8 @@ class _Run:
             accelerator.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            total += loss.item()
-        return total / len(todo)
+            total += loss.detach()
+        return float(total) / len(todo)
 
 
 def batches(histories: Sequence[np.ndarray], window: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

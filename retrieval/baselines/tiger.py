@@ -3,8 +3,9 @@
 A T5-shaped encoder-decoder, trained from scratch, reads the codes of the last items as a sentence and writes the codes
 of the next one (section 3.2; sizes, dropout and history length of section 4). Every code of every level is one token.
 Where this differs from the paper: IDs come from outside, by default residual k-means (section 4.2 compares it with the
-RQ-VAE) with a last code that makes them unique; the token of the person is the same for everybody, for a recommender is
-asked about histories and not about names; the optimiser is AdamW. Beams spell existing items only.
+RQ-VAE, which `tokenizer: rqvae` asks for) with a last code that makes them unique; the token of the person is the same
+for everybody, for a recommender is asked about histories and not about names; the optimiser is AdamW. Beams spell
+existing items only.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from retrieval.baselines.fitting import fit, grouped
 from retrieval.baselines.t5 import PEOPLE_AT_ONCE, T5Speller
-from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, recall_and_ndcg
-from retrieval.semantic_ids import ResidualKMeans, SemanticIds, assign_unique
+from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, padded, recall_and_ndcg
+from retrieval.semantic_ids import SemanticIds, assign_unique, make_tokenizer
 from retrieval.training import fingerprint_of
 from retrieval.trie import Trie
 
@@ -33,8 +35,10 @@ PAD, PERSON, FIRST_CODE = 0, 1, 2  # tokens; the pad token also starts the decod
 
 @dataclass(frozen=True)
 class TigerConfig:
-    """Sizes as in the paper. `validation_people` are asked after an epoch: a search takes its time."""
+    """Sizes as in the paper. tokenizer: makes the IDs where none are given. `validation_people` are asked after an
+    epoch: a search takes its time."""
 
+    tokenizer: str = "residual_kmeans"
     dim: int = 128
     layers: int = 4
     heads: int = 6
@@ -54,7 +58,7 @@ class TigerConfig:
 
 
 class Tiger:
-    """ids: the semantic IDs of all items; None makes them of the vectors given to `fit`, by residual k-means.
+    """ids: the semantic IDs of all items; None makes them of the vectors given to `fit`, by the config's tokenizer.
 
     validation: (histories, targets) for early stopping by NDCG@10. checkpoint_dir, progress: as in `train_retriever`.
     After `fit`, `chosen` is the config with the epoch that validation chose.
@@ -87,9 +91,8 @@ class Tiger:
         liked = liked_part(check_histories(histories, len(vectors)), preferences)
         ids = self.ids
         if ids is None:
-            tokenizer = ResidualKMeans()
-            tokenizer.fit(vectors, seed)
-            ids = assign_unique(tokenizer.encode(vectors), vectors, tokenizer, seed=seed)
+            tokenizer = make_tokenizer(self.config.tokenizer)
+            ids = assign_unique(tokenizer.fit(vectors, seed), vectors, tokenizer, seed=seed)
         if len(ids) != len(vectors):
             raise ValueError(f"{len(ids)} semantic IDs but {len(vectors)} vectors: they must be of the same catalog")
         self.trie = Trie(ids.codes, ids.sizes)
@@ -153,11 +156,9 @@ class Tiger:
 
     def _sentences(self, pasts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """What the encoder reads: tokens int64 and mask bool, [B, 1 + T * L], padded at the end."""
-        levels = self.tokens.shape[1]
-        tokens = torch.full((len(pasts), 1 + levels * max(len(past) for past in pasts)), PAD)
-        tokens[:, 0] = PERSON
-        for row, past in enumerate(pasts):
-            tokens[row, 1 : 1 + levels * len(past)] = self.tokens[torch.from_numpy(past)].flatten()
+        items = torch.from_numpy(padded(pasts)[0]).unsqueeze(2)  # [B, T, 1]
+        codes = self.tokens[items.squeeze(2).clamp(min=0)].masked_fill(items < 0, PAD)  # [B, T, L]
+        tokens = F.pad(codes.flatten(1), (1, 0), value=PERSON)
         return tokens, tokens != PAD
 
     def _ndcg(self, model: nn.Module) -> float:
