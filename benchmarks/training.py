@@ -38,7 +38,7 @@ PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
 SHAPES: dict[str, dict[str, Any]] = {
     "few": {"epochs": 2, "code_epochs": 1},
     "whole": {"epochs": 9, "code_epochs": 6},
-    "wide": {"epochs": 10, "code_epochs": 0, "dim": 1024, "heads": 16, "blocks": 8, "batch_size": 4096},
+    "wide": {"epochs": 5, "code_epochs": 0, "dim": 1024, "heads": 16, "blocks": 8, "batch_size": 4096},
 }
 SEED = 0
 BATCHES = 20  # in which multiplications are counted

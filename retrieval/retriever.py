@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from retrieval.decode import beam_search, score_items
+from retrieval.decode import beam_search, runs_ahead, score_items
 from retrieval.files import read_arrays, read_json, write_arrays, write_json
 from retrieval.model import RetrieverConfig, SequenceModel
 from retrieval.ranking import Ranked, check_allowed, check_histories, flatten, liked_part, padded, rank
@@ -83,13 +84,12 @@ class Retriever:
             h = self.states(taste[rows], None if about is None else about[rows])
             hidden = histories[rows] if hide_history else None
             if mode == "codes":
-                items[rows], scores[rows] = self._search(h, k, allowed, hidden, beam)
-                continue
-            dense = self._dense(h)
-            if mode == "dense" or self.config.fusion_weight == 0:
-                items[rows], scores[rows] = rank(dense.cpu().numpy(), k, allowed=allowed, hidden=hidden)
+                found = self._search(h, k, allowed, hidden, beam)
+            elif mode == "dense" or self.config.fusion_weight == 0:
+                found = self._rank(self._dense(h), k, allowed, hidden)
             else:
-                items[rows], scores[rows] = self._fuse(h, dense, k, allowed, hidden, max(beam, k))
+                found = self._fuse(h, self._dense(h), k, allowed, hidden, max(beam, k))
+            items[rows], scores[rows] = (part.cpu().numpy() for part in found)
         return items, scores
 
     def score_all(self, histories: Sequence[np.ndarray]) -> np.ndarray:
@@ -208,11 +208,26 @@ class Retriever:
 
     def _search(
         self, h: Tensor, k: int, allowed: np.ndarray | None, hidden: Sequence[np.ndarray] | None, beam: int
-    ) -> Ranked:
+    ) -> tuple[Tensor, Tensor]:
         assert self.model.decoder is not None
-        reachable = self.trie.reachable(allowed, hidden)
-        items, scores = beam_search(self.model, h, reachable, k, beam)
-        return items.cpu().numpy(), scores.cpu().numpy()
+        return beam_search(self.model, h, self.trie.reachable(allowed, hidden), k, beam)
+
+    def _rank(
+        self, scores: Tensor, k: int, allowed: np.ndarray | None, hidden: Sequence[np.ndarray] | None
+    ) -> tuple[Tensor, Tensor]:
+        """`rank` of scores [B, N], without taking them from their device."""
+        if not runs_ahead(scores):
+            found = rank(scores.numpy(), k, allowed=allowed, hidden=hidden)
+            return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+        if allowed is not None:
+            scores = scores.masked_fill(~torch.from_numpy(allowed).to(scores.device), -torch.inf)
+        if hidden is not None:
+            met = tuple(torch.from_numpy(part).to(scores.device) for part in flatten(hidden))
+            scores = scores.index_put(met, scores.new_tensor(-torch.inf))
+        scores, items = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))  # ties: lower item
+        missing = k - items.shape[1]
+        items = F.pad(items.masked_fill(scores == -torch.inf, -1), (0, missing), value=-1)
+        return items, F.pad(scores, (0, missing), value=-torch.inf)
 
     @torch.no_grad()
     def _candidates(
@@ -220,9 +235,9 @@ class Retriever:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Each head's `wide` best: items [B, 2 * wide] in ascending order, and both log-probs (-inf: no candidate)."""
         assert self.model.decoder is not None
-        from_dense, _ = rank(dense.cpu().numpy(), wide, allowed=allowed, hidden=hidden)
+        from_dense, _ = self._rank(dense, wide, allowed, hidden)
         from_codes, _ = self._search(h, wide, allowed, hidden, wide)
-        items = torch.from_numpy(np.sort(np.concatenate([from_dense, from_codes], axis=1), axis=1)).to(self.device)
+        items = torch.cat([from_dense, from_codes], dim=1).sort(dim=1).values
         empty = items < 0
         empty[:, 1:] |= items[:, 1:] == items[:, :-1]
         known = items.clamp(min=0)
@@ -237,12 +252,12 @@ class Retriever:
         allowed: np.ndarray | None,
         hidden: Sequence[np.ndarray] | None,
         wide: int,
-    ) -> Ranked:
+    ) -> tuple[Tensor, Tensor]:
         items, of_dense, of_codes = self._candidates(h, dense, allowed, hidden, wide)
         score = of_dense + self.config.fusion_weight * of_codes
         order = score.argsort(dim=1, descending=True, stable=True)[:, :k]  # ties keep the lower item
         score = score.gather(1, order)
-        return items.gather(1, order).masked_fill(score == -torch.inf, -1).cpu().numpy(), score.cpu().numpy()
+        return items.gather(1, order).masked_fill(score == -torch.inf, -1), score
 
 
 def some_people(histories: Sequence[np.ndarray], targets: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

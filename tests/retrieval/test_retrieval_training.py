@@ -214,6 +214,19 @@ class TestRetriever:
         expected = dense + retriever.config.fusion_weight * np.take_along_axis(codes, items, axis=1)
         np.testing.assert_allclose(fused, expected, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("mode", ["dense", "codes", "fused"])
+    @pytest.mark.parametrize("k", [10, 130])
+    def test_lists_are_the_same_where_the_device_runs_ahead(
+        self, retriever: Retriever, world, mode, k: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        people, allowed = world.histories[:20], np.random.default_rng(0).random(120) < 0.7
+        here = retriever.recommend(people, k, mode=mode, allowed=allowed)
+        monkeypatch.setattr("retrieval.decode.runs_ahead", lambda _: True)
+        monkeypatch.setattr("retrieval.retriever.runs_ahead", lambda _: True)
+        items, scores = retriever.recommend(people, k, mode=mode, allowed=allowed)
+        np.testing.assert_array_equal(items, here[0])
+        np.testing.assert_allclose(scores, here[1], rtol=1e-5)
+
     def test_dense_scores_are_log_probabilities_over_the_catalog(self, retriever: Retriever, world) -> None:
         scores = retriever.score_all(world.histories[:4])
         assert scores.shape == (4, 120)
