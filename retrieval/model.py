@@ -23,8 +23,8 @@ from retrieval.trie import Trie
 @dataclass(frozen=True)
 class RetrieverConfig:
     """Model and training knobs. queries: how many of the sequences also train one answer to a query. residual: whether
-    an item that was trained on has a vector of its own, beside content and code. Validation chooses the last three: the
-    epochs to stop after, what codes count beside the dense head."""
+    an item that was trained on has a vector of its own, beside content and code. Validation chooses the last three, by
+    NDCG@`choose_at`: the epochs to stop after, what codes count beside the dense head."""
 
     dim: int = 128
     blocks: int = 2
@@ -38,6 +38,7 @@ class RetrieverConfig:
     weight_decay: float = 0.05
     warmup: float = 0.05
     patience: int = 4
+    choose_at: int = 10
     full_softmax_up_to: int = 5_000
     negatives: int = 512
     queries: float = 1.0

@@ -118,8 +118,8 @@ class Retriever:
         states = self.model.states(torch.from_numpy(table).to(self.device), self._embeddings, heard)  # [B, T + 1, d]
         return states[np.arange(len(table)), lengths if heard is None else lengths + 1]
 
-    def choose_fusion_weight(self, histories: Sequence[np.ndarray], targets: np.ndarray, k: int = 10) -> Retriever:
-        """The same retriever with the `fusion_weight` of best NDCG@k on 5,000 of these people."""
+    def choose_fusion_weight(self, histories: Sequence[np.ndarray], targets: np.ndarray) -> Retriever:
+        """The same retriever with the `fusion_weight` of best NDCG@`choose_at` on 5,000 of these people."""
         histories, targets = some_people(histories, targets)
         histories = check_histories(histories, self.items)
         gains = np.zeros(len(FUSION_WEIGHTS))
@@ -127,7 +127,8 @@ class Retriever:
             h = self.states(histories[rows])
             candidates, dense, codes = self._candidates(h, self._dense(h), None, histories[rows], 50)
             for i, weight in enumerate(FUSION_WEIGHTS):
-                found = candidates.gather(1, (dense + weight * codes).argsort(1, descending=True)[:, :k]).cpu().numpy()
+                order = (dense + weight * codes).argsort(1, descending=True)[:, : self.config.choose_at]
+                found = candidates.gather(1, order).cpu().numpy()
                 hit = found == targets[rows, None]
                 gains[i] += (hit / np.log2(np.arange(hit.shape[1]) + 2.0)).sum()
         self.model.config = replace(self.config, fusion_weight=FUSION_WEIGHTS[int(gains.argmax())])

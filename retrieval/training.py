@@ -54,11 +54,11 @@ def train_retriever(
     (unit length). ids: the items' semantic IDs. Either may be None, both together leave SASRec; then `items` gives N.
     steers: per modality what a bridge makes of each item alone, float32 [N, D] (NaN where an item lacks it); with
     vectors, they are the queries that are learned, beside noisy item vectors.
-    validation: (histories, targets int64 [V]): training stops once NDCG@10 of the dense head, and later of the codes,
-    has not risen for `patience` epochs; the best epoch is kept, and the fusion weight is chosen there. Without it, all
-    epochs are run. checkpoint_dir: saved there after every epoch; run again, it goes on from the last one and ends with
-    the weights of an undisturbed run. progress: called with (epochs done, epochs). Raises ValueError for a checkpoint
-    of another run, or if the arguments do not fit together.
+    validation: (histories, targets int64 [V]): training stops once NDCG@`choose_at` of the dense head, and later of the
+    codes, has not risen for `patience` epochs; the best epoch is kept, and the fusion weight is chosen there. Without
+    it, all epochs are run. checkpoint_dir: saved there after every epoch; run again, it goes on from the last one and
+    ends with the weights of an undisturbed run. progress: called with (epochs done, epochs). Raises ValueError for a
+    checkpoint of another run, or if the arguments do not fit together.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -197,7 +197,7 @@ class _Run:
             note = ""
             if score is not None:
                 found = score()
-                note = f", validation ndcg@10 {found:.4f}"
+                note = f", validation ndcg@{self.config.choose_at} {found:.4f}"
                 if found > state["best_score"]:
                     best = {name: p.detach().cpu().clone() for name, p in learned.items()}
                     state.update(best=best, best_epoch=epoch + 1, best_score=found)
@@ -329,13 +329,13 @@ def _optimizer(learned: dict[str, nn.Parameter], config: RetrieverConfig) -> tor
 
 
 def _ndcg(model: SequenceModel, device: torch.device, validation: Validation) -> float:
-    """NDCG@10 of the dense head."""
+    """NDCG of the dense head."""
     ranks = Retriever(model, device).rank_of(*validation)
-    return float(np.where(ranks < 10, 1.0 / np.log2(ranks + 2.0), 0.0).mean())
+    return float(np.where(ranks < model.config.choose_at, 1.0 / np.log2(ranks + 2.0), 0.0).mean())
 
 
 def _code_score(model: SequenceModel, device: torch.device, validation: Validation) -> Callable[[], float]:
-    """What tells the NDCG@10 of the codes alone, after states that stay.
+    """What tells the NDCG of the codes alone, after states that stay.
 
     By beam search, for the probability of the targets falls long before their ranks do.
     """
@@ -346,7 +346,8 @@ def _code_score(model: SequenceModel, device: torch.device, validation: Validati
     asked = [(retriever.states(histories[part]), model.trie.reachable(None, histories[part])) for part in parts]
 
     def score() -> float:
-        found = [beam_search(model, h, reachable, 10, 50)[0].cpu().numpy() for h, reachable in asked]
+        k = model.config.choose_at
+        found = [beam_search(model, h, reachable, k, 50)[0].cpu().numpy() for h, reachable in asked]
         return recall_and_ndcg(np.concatenate(found), targets)[1]
 
     return score

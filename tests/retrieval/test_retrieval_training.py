@@ -81,16 +81,17 @@ def test_a_checkpoint_of_another_run_is_refused(world, small, tmp_path: Path, mo
         train_retriever(world.histories, world.vectors, world.ids, config, checkpoint_dir=tmp_path)
 
 
-def test_validation_keeps_the_best_epoch_and_stops(world, small, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("cut", [10, 3])
+def test_validation_keeps_the_best_epoch_and_stops(world, small, cut: int, caplog: pytest.LogCaptureFixture) -> None:
     """Learning far too fast soon makes things worse; what is kept is what validation liked best."""
-    config = replace(small, epochs=30, patience=2, learning_rate=0.05)
+    config = replace(small, epochs=30, patience=2, learning_rate=0.05, choose_at=cut)
     validation = (world.histories[:50], world.targets[:50])
     with caplog.at_level("INFO", logger="retrieval.training"):
         best = train_retriever(world.histories, world.vectors, world.ids, config, validation=validation)
     seen = [float(message.split()[-1]) for message in caplog.messages if message.startswith("items")]
     assert len(seen) < 30
     assert max(seen) == seen[-3] > seen[-1]  # two epochs of patience after the best
-    kept = recall_and_ndcg(best.recommend(validation[0], 10, mode="dense")[0], validation[1])[1]
+    kept = recall_and_ndcg(best.recommend(validation[0], cut, mode="dense")[0], validation[1])[1]
     assert kept == pytest.approx(max(seen), abs=1e-4)
 
 
