@@ -3,6 +3,7 @@
 # make test          the whole test suite
 # make results       docs/results.md from docs/results/*.json
 # make bench-decoding, make bench-index: what is timed beside others; each writes its records
+# make bench-gpu     decoding and training of the retriever where there is a GPU
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ FAISS := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 SERVE ?= 1
 PORT ?= 8501
 
-.PHONY: env demo test lint results bench-decoding bench-index clean
+.PHONY: env demo test lint results bench-decoding bench-index bench-gpu clean
 
 env: .venv/installed-$(FAISS)
 
@@ -48,6 +49,12 @@ bench-decoding: env
 
 bench-index: env
 	$(BIN)/python benchmarks/index_million.py
+
+bench-gpu: env
+	$(BIN)/python -m benchmarks.decoding --device cuda --record docs/results
+	$(BIN)/python -m benchmarks.decoding_scale --device cuda --seeds 0 --record docs/results
+	$(BIN)/python -m benchmarks.training --shape whole --record docs/results
+	$(BIN)/python -m benchmarks.training --shape wide --record docs/results
 
 clean:
 	rm -rf .venv workspaces

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from retrieval.baselines.t5 import T5Speller
-from retrieval.baselines.tiger import FIRST_CODE, Tiger, TigerConfig, t5_of
+from retrieval.baselines.tiger import FIRST_CODE, PERSON, Tiger, TigerConfig, t5_of
+from retrieval.semantic_ids import make_tokenizer
 from retrieval.trie import Trie
 
 SIZES = (6, 5, 4, 5)
@@ -146,6 +147,26 @@ def test_killed_and_resumed_equals_undisturbed(world, tmp_path: Path) -> None:
         fitted(seed=6, checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match="another run"):
         fitted(config=replace(TINY, dropout=0.2), checkpoint_dir=tmp_path)
+
+
+def test_ids_are_those_of_the_tokenizer_that_was_named(world) -> None:
+    config = replace(TINY, tokenizer="random", epochs=1)
+    tiger = Tiger(config)
+    tiger.fit(world.histories[:40], None, world.vectors, seed=3)
+    expected = make_tokenizer("random").fit(world.vectors, 3)
+    np.testing.assert_array_equal(tiger.tokens[:, :-1] - torch.tensor(tiger.offsets[:-1]), expected)
+
+
+def test_what_the_encoder_reads_ends_with_the_last_code_and_is_padded(world) -> None:
+    tiger = Tiger(replace(TINY, epochs=1), ids=world.ids)
+    tiger.fit(world.histories[:40], None, world.vectors)
+    tokens, mask = tiger._sentences([np.array([3, 7]), np.array([], dtype=np.int64), np.array([5])])
+    codes = (torch.from_numpy(world.ids.codes) + torch.tensor(tiger.offsets)).tolist()
+    assert tokens.tolist()[0] == [PERSON, *codes[3], *codes[7]]
+    assert [row[row_mask].tolist() for row, row_mask in zip(tokens[1:], mask[1:], strict=True)] == [
+        [PERSON],
+        [PERSON, *codes[5]],
+    ]
 
 
 def test_wrong_arguments_are_named(world) -> None:
