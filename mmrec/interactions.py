@@ -21,6 +21,7 @@ MEDIA_SUFFIX = r"(?i)\.(jpe?g|png|webp|gif|bmp|tiff?|wav|flac|og[ga]|opus|mp3|ai
 DISLIKING = {"dislike", "disliked", "thumbs_down", "downvote", "skip", "skipped", "hide", "hidden", "block", "blocked",
              "report", "not_interested", "unlike", "return", "returned", "remove", "removed"}  # fmt: skip
 INDIFFERENT = {"impression", "shown", "exposure", "exposed", "ignore", "ignored", "neutral"}
+SORTED = 0.65  # see `_order_of_rows`: MovieLens and OASIS sorted by item have .75 to 1, MovieLens by time .2 to .4
 SCALES = {  # lowest and highest rating -> liked from, disliked to; the first that the ratings fit is taken
     (0, 1): (0.75, 0.25), (-1, 1): (0.5, -0.5), (0, 5): (4, 2), (0, 7): (6, 2), (0, 10): (8, 3), (0, 100): (75, 25),
 }  # fmt: skip
@@ -327,9 +328,33 @@ def ingest_interactions(
         how=[
             *([f"{by_file.sum():,} rows name an item by its file."] if by_file.any() else []),
             how,
-            f"Times are read as {unit}." if timed.any() else "The log has no times: its order is the order.",
+            f"Times are read as {unit}." if timed.any() else _order_of_rows(events),
         ],
     )
+
+
+def _order_of_rows(events: pd.DataFrame) -> str:
+    """How a log without times is read, and a warning where its rows are in the order of the items, not of what was
+    done.
+
+    Then everybody has the same last items, and whatever is held out is foretold far too well.
+    """
+    told = "The log has no times: its order is the order."
+    by_person = events.groupby("user_id")["item_id"]
+    place = by_person.cumcount() / (by_person.transform("size") - 1)  # of each event in its history, from 0 to 1
+    by_item = place.groupby(events["item_id"])
+    elsewhere = (by_item.transform("sum") - place) / (by_item.transform("count") - 1)  # its item's, among the others
+    compared = place.notna() & np.isfinite(elsewhere)
+    if by_person.ngroups >= 10 and compared.sum() >= 100:
+        with np.errstate(invalid="ignore"):  # nothing varies: no correlation
+            alike = np.corrcoef(place[compared], elsewhere[compared])[0, 1]
+        if alike > SORTED:
+            told += (
+                f" But all people have their items in nearly the same order (correlation {alike:.2f}), as if it were "
+                "sorted by item: give it times, or shuffle the rows of each person, or recommendations will look far "
+                "better in the evaluation than they are."
+            )
+    return told
 
 
 def _thresholds(

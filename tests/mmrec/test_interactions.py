@@ -247,6 +247,22 @@ def test_without_times_the_order_of_the_log_is_the_order(tmp_path: Path) -> None
         by_time(h)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_a_log_in_the_order_of_its_items_is_told_of(tmp_path: Path, share: float) -> None:
+    """Everybody's last item is one of the last of the catalog then, which popularity foretells."""
+    random, items = np.random.default_rng(0), [f"i{n}" for n in range(40)]
+    people = [[item for item in items if random.random() < share] for _ in range(20)]
+
+    def told(people: list[list[str]], head: str = "user,item", more: str = "") -> str:
+        rows = [f"u{person},{item}{more}" for person, chosen in enumerate(people) for item in chosen]
+        log = write(tmp_path / "log.csv", "\n".join([head, *rows]))
+        return str(ingest_interactions(log, tmp_path / "out", items))
+
+    assert "same order" in told(people)
+    assert "same order" not in told([random.permutation(chosen).tolist() for chosen in people])
+    assert "same order" not in told(people, "user,item,time", ",2020-01-01")
+
+
 def test_histories_of_another_catalog_are_refused(tmp_path: Path) -> None:
     ingest_interactions(write(tmp_path / "log.csv", "user,item\nu,c\n"), tmp_path / "out", ITEMS)
     with pytest.raises(InteractionsError, match="'c'"):
