@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.timing import Cost, in_turns, record
 from mmrec import results
-from retrieval.baselines.t5 import PEOPLE_AT_ONCE, T5Speller
+from retrieval.baselines.t5 import T5Speller, people_at_once
 from retrieval.baselines.tiger import FIRST_CODE, PERSON, TigerConfig, t5_of
 from retrieval.decode import beam_search
 from retrieval.model import RetrieverConfig, SequenceModel
@@ -40,7 +40,6 @@ OFFSETS = tuple(FIRST_CODE + 256 * level for level in range(4))
 ROUNDS, SEEDS = 3, (0, 1, 2)
 USERS = {"cpu": 32, "cuda": 256}
 BATCHES_OF_GENERATE = {"cpu": (1, 2, 4, 8), "cuda": (4, 16, 64)}
-AT_ONCE = {"cpu": PEOPLE_AT_ONCE, "cuda": 256}
 SINGLE_PRECISION = 1e-4  # of the sum of four log-softmaxes
 COMMAND = {
     "cpu": "OMP_NUM_THREADS=1 python -m benchmarks.decoding --record docs/results",
@@ -109,7 +108,7 @@ def ours_of(model, codes: np.ndarray) -> Search:  # type: ignore[no-untyped-def]
 
     def search(tokens: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         parts = []
-        for part in tokens.split(AT_ONCE[device.type]):
+        for part in tokens.split(people_at_once(device)):
             mask, reachable = torch.ones_like(part, dtype=torch.bool), trie.reachable()
             with never_waiting(device):
                 parts.append(speller.search(part, mask, trie, reachable, BEAM, BEAM))
@@ -131,7 +130,7 @@ def check_same(theirs: tuple[np.ndarray, np.ndarray], ours: tuple[np.ndarray, np
 
 
 def time_t5(seed: int, device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
-    codes, users, at_once = catalog(ITEMS, seed), USERS[device.type], AT_ONCE[device.type]
+    codes, users, at_once = catalog(ITEMS, seed), USERS[device.type], people_at_once(device)
     torch.manual_seed(seed)
     model = t5_of(TigerConfig(), FIRST_CODE + sum(SIZES)).eval().to(device)
     read = np.random.default_rng(seed).integers(ITEMS, size=(users, HISTORY))

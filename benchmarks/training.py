@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.sequence_options import Data, load
+from benchmarks.sequence_options import WHOLE, Data, load
 from benchmarks.timing import record
 from mmrec import results
 from retrieval.model import RetrieverConfig, SequenceModel
@@ -37,7 +37,7 @@ from retrieval.training import CodesLoss, batches, train_retriever
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
 SHAPES: dict[str, dict[str, Any]] = {
     "few": {"epochs": 2, "code_epochs": 1},
-    "whole": {"epochs": 9, "code_epochs": 6},
+    "whole": {"epochs": WHOLE},
     "wide": {"epochs": 5, "code_epochs": 0, "dim": 1024, "heads": 16, "blocks": 8, "batch_size": 4096},
 }
 SEED = 0

@@ -105,8 +105,7 @@ class Retriever:
         for rows in self._batches(len(histories)):
             scores = self.states(histories[rows]) @ self._embeddings.T  # [B, N]
             target = torch.as_tensor(np.asarray(targets)[rows], device=self.device).unsqueeze(1)
-            people, met = (torch.from_numpy(part).to(self.device) for part in flatten(histories[rows]))
-            scores[people, met] = -torch.inf
+            _hide(scores, histories[rows])
             ranks[rows] = (scores > scores.gather(1, target)).sum(dim=1).cpu().numpy()
         return ranks
 
@@ -220,11 +219,11 @@ class Retriever:
         if not runs_ahead(scores):
             found = rank(scores.numpy(), k, allowed=allowed, hidden=hidden)
             return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+        scores = scores.clone()
         if allowed is not None:
-            scores = scores.masked_fill(~torch.from_numpy(allowed).to(scores.device), -torch.inf)
+            scores.masked_fill_(~torch.from_numpy(allowed).to(scores.device), -torch.inf)
         if hidden is not None:
-            met = tuple(torch.from_numpy(part).to(scores.device) for part in flatten(hidden))
-            scores = scores.index_put(met, scores.new_tensor(-torch.inf))
+            _hide(scores, hidden)
         scores, items = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))  # ties: lower item
         missing = k - items.shape[1]
         items = F.pad(items.masked_fill(scores == -torch.inf, -1), (0, missing), value=-1)
@@ -259,6 +258,12 @@ class Retriever:
         order = score.argsort(dim=1, descending=True, stable=True)[:, :k]  # ties keep the lower item
         score = score.gather(1, order)
         return items.gather(1, order).masked_fill(score == -torch.inf, -1), score
+
+
+def _hide(scores: Tensor, histories: Sequence[np.ndarray]) -> None:
+    """Set what each person has met to -inf in the scores [B, N]."""
+    people, met = (torch.from_numpy(part).to(scores.device) for part in flatten(histories))
+    scores[people, met] = -torch.inf
 
 
 def some_people(histories: Sequence[np.ndarray], targets: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

@@ -11,8 +11,6 @@ vocabulary. What is saved, without approximating anything:
 - mask and transition come from the tree's tables (`retrieval.decode.extend`), before the top-k;
 - norms are folded into the projections that follow them, projections of one input are one matrix, and those of the
   first layer, which reads nothing but one token, are a table by token.
-
-On a CPU a search over `PEOPLE_AT_ONCE` people is fastest: what their beams need stays in its cache.
 """
 
 from __future__ import annotations
@@ -31,7 +29,9 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 
-PEOPLE_AT_ONCE = 8
+def people_at_once(device: torch.device) -> int:
+    """How many people a search is fastest for: on a CPU what their beams need stays in its cache."""
+    return 8 if device.type == "cpu" else 256
 
 
 @dataclass(frozen=True)

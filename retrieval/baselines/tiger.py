@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retrieval.baselines.fitting import fit, grouped
-from retrieval.baselines.t5 import PEOPLE_AT_ONCE, T5Speller
+from retrieval.baselines.t5 import T5Speller, people_at_once
 from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, padded, recall_and_ndcg
 from retrieval.semantic_ids import SemanticIds, assign_unique, make_tokenizer
 from retrieval.training import fingerprint_of
@@ -144,8 +144,8 @@ class Tiger:
         items = np.full((len(histories), k), -1, dtype=np.int64)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         order = np.argsort([len(past) for past in pasts], kind="stable")  # people of like length pad each other less
-        wide = PEOPLE_AT_ONCE if device.type == "cpu" else 256
-        for rows in np.split(order, range(wide, len(order), wide)):
+        at_once = people_at_once(device)
+        for rows in np.split(order, range(at_once, len(order), at_once)):
             if len(rows) == 0:
                 continue
             tokens, mask = self._sentences([pasts[row] for row in rows])
