@@ -10,13 +10,11 @@ with our own model, `retrieval.baselines.t5` with an encoder-decoder.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from retrieval.model import SequenceModel
+from retrieval.model import SequenceModel, dots
 from retrieval.trie import Reachable, Trie
 
 PEOPLE_AT_ONCE = 128  # on a CPU: few enough for its cache, enough to meet on the same first nodes
@@ -91,11 +89,7 @@ def _weigh(read: Tensor, begin: Tensor, count: Tensor, known: Tensor, width: int
         return logits
     ends = count.cumsum(0)
     at = torch.arange(int(ends[-1])) + torch.repeat_interleave(begin - (ends - count), count)  # [E]
-    with warnings.catch_warnings():  # torch says once that its sparse tensors are young
-        warnings.simplefilter("ignore", UserWarning)
-        edges, size = F.pad(ends, (1, 0)), (len(read), len(known))
-        wanted = torch.sparse_csr_tensor(edges, at, read.new_zeros(len(at)), size, check_invariants=False)
-    said = torch.sparse.sampled_addmm(wanted, read, known.T, beta=0.0).values()
+    said = dots(read, known, F.pad(ends, (1, 0)), at)
     return logits.masked_scatter_(torch.arange(width) < count.unsqueeze(1), said)
 
 

@@ -9,6 +9,7 @@ vectors nor codes, what remains is SASRec (Kang & McAuley 2018).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -334,34 +335,49 @@ class SequenceModel(nn.Module):
             count = torch.where(end - first > 1, end - first, 0)  # elsewhere one code can follow, and it is certain
             choice = count.nonzero().squeeze(1)
             if len(choice):
+                edges = F.pad(count[choice].cumsum(0), (1, 0))  # of each item's choices in the list of all
                 row = torch.repeat_interleave(torch.arange(len(choice), device=h.device), count[choice])
-                begin = count.cumsum(0) - count  # of each item's choices in the list of all
-                child = torch.arange(len(row), device=h.device) + (first[choice] - begin[choice])[row]
+                child = torch.arange(len(row), device=h.device) + (first[choice] - edges[:-1])[row]
                 read = self.decoder.read(level, h, codes[choice, :level], choice)
-                log_p = self._log_softmax(level, read, row, child)
-                total = total.index_add(0, choice, log_p[(begin + target - first)[choice]])
+                log_p = self._log_softmax(level, read, edges, row, child)
+                total = total.index_add(0, choice, log_p[edges[:-1] + (target - first)[choice]])
             node = target
         return total
 
-    def _log_softmax(self, level: int, read: Tensor, row: Tensor, child: Tensor) -> Tensor:
+    def _log_softmax(self, level: int, read: Tensor, edges: Tensor, row: Tensor, child: Tensor) -> Tensor:
         """Log-probabilities of the children of R nodes, listed one after the other: read [R, width] -> [E]
 
-        row: int64 [E], ascending, whose child it is; child: int64 [E]. All children of a row must be there, for they
-        share its probability.
+        edges: int64 [R + 1], where each row begins in the list. row: int64 [E], whose child it is; child: int64 [E].
+        All children of a row must be there, for they share its probability.
         """
         if level == 0:  # all rows stand at the root
             logits = read @ self.known_by(0, child[: len(child) // len(read)]).T
             # The product may be of half precision; what is summed over a whole catalog may not.
             return logits.to(self.backbone.start.dtype).log_softmax(dim=1).flatten()
         if self.trie.nodes(level + 1) < len(child):
-            everything = torch.arange(self.trie.nodes(level + 1), device=child.device)
-            known = F.embedding(child, self.known_by(level, everything))
+            nodes, place = torch.arange(self.trie.nodes(level + 1), device=child.device), child
         else:
-            known = self.known_by(level, child)
-        logits = (read.index_select(0, row) * known).sum(dim=1)
+            nodes, place = child.unique(return_inverse=True)
+        logits = dots(read, self.known_by(level, nodes), edges, place)
         top = logits.new_full((len(read),), -torch.inf).scatter_reduce(0, row, logits.detach(), "amax")
         total = logits.new_zeros(len(read)).index_add(0, row, (logits - top[row]).exp())
         return logits - (total.log() + top)[row]
+
+
+def dots(read: Tensor, known: Tensor, edges: Tensor, at: Tensor) -> Tensor:
+    """Dot products of rows of read [R, width] with some rows of known [M, width], listed one after the other: [E]
+
+    edges: int64 [R + 1], where each row of read begins in the list. at: int64 [E], the row of known.
+    """
+    if read.device.type != "cpu":
+        row = torch.arange(len(read), device=read.device).repeat_interleave(edges.diff(), output_size=len(at))
+        return (read.index_select(0, row) * known.index_select(0, at)).sum(dim=1)
+    with warnings.catch_warnings():  # torch says once that its sparse tensors are young
+        warnings.simplefilter("ignore", UserWarning)
+        wanted = torch.sparse_csr_tensor(
+            edges, at, known.new_zeros(len(at)), (len(read), len(known)), check_invariants=False
+        )
+    return torch.sparse.sampled_addmm(wanted, read.to(known.dtype), known.T, beta=0.0).values()
 
 
 def sampled_softmax(h: Tensor, embeddings: Tensor, target: Tensor, negatives: Tensor, items: int) -> Tensor:

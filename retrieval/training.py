@@ -21,12 +21,15 @@ from torch.nn import functional as F
 
 from retrieval.decode import beam_search
 from retrieval.files import write_atomically
+from retrieval.lazy import LazyAdamW
 from retrieval.model import Asked, RetrieverConfig, SequenceModel
 from retrieval.ranking import check_histories, padded, recall_and_ndcg
 from retrieval.retriever import Retriever, some_people
 from retrieval.semantic_ids.base import SemanticIds
 
 log = logging.getLogger(__name__)
+
+LARGE_TABLE = 100_000  # rows; a step of a smaller one is over sooner if it moves them all
 
 Progress = Callable[[int, int], None]
 Validation = tuple[Sequence[np.ndarray], np.ndarray]
@@ -184,15 +187,16 @@ class _Run:
         what: names the checkpoint. module: (sequences, negatives) -> loss. tell: is told each epoch that is done.
         """
         learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        optimizer = _optimizer(learned, self.config)
+        optimizers = _optimizers(module, learned, self.config)
         state: dict[str, Any] = {"epoch": 0, "best": None, "best_epoch": 0, "best_score": -math.inf, "finished": False}
         checkpoint = None if self.checkpoint_dir is None else self.checkpoint_dir / f"{what}.pt"
         if checkpoint is not None and checkpoint.is_file():
-            state = _load_checkpoint(checkpoint, self.fingerprint, learned, optimizer)
-        wrapped, optimizer = self.accelerator.prepare(module, optimizer)
+            state = _load_checkpoint(checkpoint, self.fingerprint, learned, optimizers)
+        wrapped, *prepared = self.accelerator.prepare(module, *optimizers)
+        lazy = [optimizer for optimizer in optimizers if isinstance(optimizer, LazyAdamW)]
         while state["epoch"] < (stop_after or epochs) and not state["finished"]:
             epoch = state["epoch"]
-            loss = self._epoch(what, wrapped, optimizer, epoch, epochs)
+            loss = self._epoch(what, wrapped, prepared, lazy, epoch, epochs)
             state["epoch"] = epoch + 1
             note = ""
             if score is not None:
@@ -204,8 +208,10 @@ class _Run:
                 state["finished"] = epoch + 1 - state["best_epoch"] >= self.config.patience
             log.info("%s: epoch %d of %d: loss %.4f%s", what, epoch + 1, epochs, loss, note)
             if checkpoint is not None and self.accelerator.is_main_process:
-                _save_checkpoint(checkpoint, self.fingerprint, state, learned, optimizer)
+                _save_checkpoint(checkpoint, self.fingerprint, state, learned, optimizers)
             tell(epoch + 1)
+        for optimizer in lazy:
+            optimizer.release()
         if state["best"] is None:
             return stop_after
         with torch.no_grad():
@@ -213,7 +219,10 @@ class _Run:
                 p.copy_(state["best"][name])
         return int(state["best_epoch"])
 
-    def _epoch(self, what: str, module: nn.Module, optimizer: Any, epoch: int, epochs: int) -> float:
+    def _epoch(
+        self, what: str, module: nn.Module, optimizers: list[Any], lazy: list[LazyAdamW], epoch: int, epochs: int
+    ) -> float:
+        """One epoch, after which all weights are up to date. lazy: which of the optimizers need to be told."""
         # Everything random in this epoch follows from (seed, epoch), so resuming needs no generator state.
         accelerator, config = self.accelerator, self.config
         part = ("items", "codes").index(what)
@@ -225,7 +234,7 @@ class _Run:
         total = torch.zeros((), device=accelerator.device)  # read once an epoch: a device need not be waited for
         for step, batch in enumerate(todo):
             rate = config.learning_rate * schedule((epoch + step / len(todo)) / epochs, config.warmup)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
             negatives = None
             if what == "items" and self.items > config.full_softmax_up_to:
@@ -235,10 +244,15 @@ class _Run:
             told = None if asked is None else Asked(*(torch.from_numpy(part).to(accelerator.device) for part in asked))
             loss = share * module(torch.from_numpy(rows).to(accelerator.device), negatives, told)
             accelerator.backward(loss)
+            for tables in lazy:
+                tables.join()
             accelerator.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             total += loss.detach()
+        for tables in lazy:
+            tables.flush()
         return float(total) / len(todo)
 
 
@@ -320,12 +334,27 @@ def _new_model(
     return SequenceModel(config, content, codes, () if ids is None else ids.sizes, seen)
 
 
-def _optimizer(learned: dict[str, nn.Parameter], config: RetrieverConfig) -> torch.optim.Optimizer:
-    """AdamW; norms, biases and positions do not decay."""
-    decay = [p for name, p in learned.items() if p.dim() > 1 and name != "backbone.positions"]
-    others = [p for name, p in learned.items() if p.dim() <= 1 or name == "backbone.positions"]
+def _optimizers(
+    module: nn.Module, learned: dict[str, nn.Parameter], config: RetrieverConfig
+) -> list[torch.optim.Optimizer]:
+    """AdamW; norms, biases and positions do not decay. Of large tables it moves what a step has met."""
+    tables = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.Embedding) and part.weight.requires_grad and len(part.weight) >= LARGE_TABLE
+    ]
+    large = {id(table.weight) for table in tables}
+    rest = {name: p for name, p in learned.items() if id(p) not in large}
+    decay = [p for name, p in rest.items() if p.dim() > 1 and name != "backbone.positions"]
+    others = [p for name, p in rest.items() if p.dim() <= 1 or name == "backbone.positions"]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    betas = (0.9, 0.98)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    ]
+    if tables:
+        optimizers.append(LazyAdamW(tables, config.learning_rate, betas, config.weight_decay))
+    return optimizers
 
 
 def _ndcg(model: SequenceModel, device: torch.device, validation: Validation) -> float:
@@ -369,27 +398,34 @@ def _fingerprint(
 
 
 def _save_checkpoint(
-    path: Path, fingerprint: str, state: dict[str, Any], learned: dict[str, nn.Parameter], optimizer: Any
+    path: Path,
+    fingerprint: str,
+    state: dict[str, Any],
+    learned: dict[str, nn.Parameter],
+    optimizers: list[torch.optim.Optimizer],
 ) -> None:
     everything = {
         **state,
         "fingerprint": fingerprint,
         "learned": {name: tensor.detach() for name, tensor in learned.items()},
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     write_atomically(path, lambda temporary: torch.save(everything, temporary))
 
 
 def _load_checkpoint(
-    path: Path, fingerprint: str, learned: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    path: Path, fingerprint: str, learned: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, Any]:
     everything = torch.load(path, map_location="cpu", weights_only=True)
-    if everything["fingerprint"] != fingerprint:
+    saved = everything.get("optimizers", [])
+    if everything["fingerprint"] != fingerprint or len(saved) != len(optimizers):
         raise ValueError(
-            f"{path} belongs to another run (other data, config, seed or precision): delete it or give another folder"
+            f"{path} belongs to another run (other data, config, seed, precision or version): delete it or give "
+            "another folder"
         )
     with torch.no_grad():
         for name, p in learned.items():
             p.copy_(everything["learned"][name])
-    optimizer.load_state_dict(everything["optimizer"])
+    for optimizer, its_state in zip(optimizers, saved, strict=True):
+        optimizer.load_state_dict(its_state)
     return {name: everything[name] for name in ("epoch", "best", "best_epoch", "best_score", "finished")}
