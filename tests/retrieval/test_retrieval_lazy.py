@@ -71,7 +71,7 @@ def test_a_training_with_large_tables_ends_where_one_without_does(
     monkeypatch.setattr(retrieval.training, "LARGE_TABLE", 1)
     found = train_retriever(*arguments, validation=validation, seed=5)
     np.testing.assert_allclose(
-        found.score_all(world.histories[:20]), expected.score_all(world.histories[:20]), atol=0.05
+        found.score_all(world.histories[:20]), expected.score_all(world.histories[:20]), atol=0.01
     )
 
 
