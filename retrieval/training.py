@@ -187,7 +187,7 @@ class _Run:
         what: names the checkpoint. module: (sequences, negatives) -> loss. tell: is told each epoch that is done.
         """
         learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        optimizers = _optimizers(module, learned, self.config)
+        optimizers = _optimizers(module, learned, self.config, alone=self.accelerator.num_processes == 1)
         state: dict[str, Any] = {"epoch": 0, "best": None, "best_epoch": 0, "best_score": -math.inf, "finished": False}
         checkpoint = None if self.checkpoint_dir is None else self.checkpoint_dir / f"{what}.pt"
         if checkpoint is not None and checkpoint.is_file():
@@ -335,13 +335,14 @@ def _new_model(
 
 
 def _optimizers(
-    module: nn.Module, learned: dict[str, nn.Parameter], config: RetrieverConfig
+    module: nn.Module, learned: dict[str, nn.Parameter], config: RetrieverConfig, *, alone: bool
 ) -> list[torch.optim.Optimizer]:
-    """AdamW; norms, biases and positions do not decay. Of large tables it moves what a step has met."""
+    """AdamW; norms, biases and positions do not decay. Of large tables it moves what a step has met, in a process that
+    trains alone: several that exchange sparse gradients were found to end elsewhere."""
     tables = [
         part
         for part in module.modules()
-        if isinstance(part, nn.Embedding) and part.weight.requires_grad and len(part.weight) >= LARGE_TABLE
+        if alone and isinstance(part, nn.Embedding) and part.weight.requires_grad and len(part.weight) >= LARGE_TABLE
     ]
     large = {id(table.weight) for table in tables}
     rest = {name: p for name, p in learned.items() if id(p) not in large}
