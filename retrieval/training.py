@@ -421,8 +421,8 @@ def _load_checkpoint(
     saved = everything.get("optimizers", [])
     if everything["fingerprint"] != fingerprint or len(saved) != len(optimizers):
         raise ValueError(
-            f"{path} belongs to another run (other data, config, seed, precision or version): delete it or give "
-            "another folder"
+            f"{path} belongs to another run (other data, config, seed, precision, version, or one process for "
+            "several): delete it or give another folder"
         )
     with torch.no_grad():
         for name, p in learned.items():

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from mmrec.processes import leave
 from retrieval.model import RetrieverConfig
 from retrieval.semantic_ids import assign_unique, make_tokenizer
-from retrieval.training import train_retriever
+from retrieval import training
 
 random = np.random.default_rng(0)
 vectors = random.standard_normal((80, 8)).astype(np.float32)
@@ -27,7 +27,9 @@ tokenizer.fit(vectors, seed=0)
 ids = assign_unique(tokenizer.encode(vectors), vectors, tokenizer)
 histories = [random.integers(80, size=random.integers(2, 14)) for _ in range(45)]
 validation = histories[:20], random.integers(80, size=20)
-full = {"full": 5_000, "sampled": 50}[sys.argv[3]]
+full = {"full": 5_000, "sampled": 50, "sampled, large tables": 50}[sys.argv[3]]
+if sys.argv[3] == "sampled, large tables":
+    training.LARGE_TABLE = 1
 config = RetrieverConfig(
     dim=16, blocks=1, heads=2, dropout=0.0, max_history=10, epochs=3, batch_size=7,
     full_softmax_up_to=full, negatives=30,
@@ -35,7 +37,8 @@ config = RetrieverConfig(
 accelerator = Accelerator()
 assert accelerator.num_processes == int(sys.argv[2])
 folder = Path(sys.argv[1])
-found = train_retriever(histories, vectors, ids, config, validation=validation, checkpoint_dir=folder / "checkpoints")
+learn_from = {"validation": validation, "checkpoint_dir": folder / "checkpoints"}
+found = training.train_retriever(histories, vectors, ids, config, **learn_from)
 if accelerator.is_main_process:
     found.save_pretrained(folder)
     np.save(folder / "scores.npy", found.score_all(histories))
@@ -64,7 +67,7 @@ def train(folder: Path, processes: int, softmax: str, precision: str = "no") -> 
 
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     """Without dropout, whose masks differ. 45 histories in batches of 7 leave a last batch of odd size."""
-    for softmax in ("full", "sampled"):
+    for softmax in ("full", "sampled", "sampled, large tables"):
         one, two = (train(tmp_path / f"{softmax}-{n}", n, softmax) for n in (1, 2))
         # Scores, not weights: the gradient of a key's bias is zero but for rounding, which AdamW blows up.
         np.testing.assert_allclose(two, one, rtol=0, atol=1e-4, err_msg=softmax)
