@@ -64,7 +64,7 @@ class LazyAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of AdamW for the rows that have a gradient; the others fall behind."""
+        """One step of AdamW for the rows that have a gradient, which are up to date; the others wait."""
         (options,) = self.param_groups
         rate, (beta1, beta2), step = options["lr"], options["betas"], options["steps"] + 1
         slow, short = 1 - beta1**step, (1 - beta2**step) ** 0.5  # what the averages lack at first
@@ -72,7 +72,6 @@ class LazyAdamW(torch.optim.Optimizer):
             if weight.grad is None or weight.grad._nnz() == 0:
                 continue
             all_rows, gradients = weight.grad._indices()[0], weight.grad._values()  # joined; clipping hides that it is
-            self._catch_up(weight, all_rows)
             state = self.state[weight]
             for rows, gradient in zip(all_rows.split(AT_ONCE), gradients.split(AT_ONCE), strict=True):
                 mean = state["mean"][rows].lerp_(gradient, 1 - beta1)
