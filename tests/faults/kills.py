@@ -166,6 +166,8 @@ def _child(command: list[str], moment: Moment | None, report: Path, before: Any)
         main()
     finally:
         touched = count  # writing the report is no touch of the command's
-        report.with_suffix(".touches").write_text(str(touched))
+        # Whole or not at all: a delayed kill may come in the middle of this, too.
+        report.with_suffix(".counted").write_text(str(touched))
+        report.with_suffix(".counted").rename(report.with_suffix(".touches"))
         sys.stdout.flush()
         sys.stderr.flush()
