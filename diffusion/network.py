@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
 KINDS = ("likes", "dislikes", "text", "image", "audio", "avoid")
@@ -20,24 +21,31 @@ KINDS = ("likes", "dislikes", "text", "image", "audio", "avoid")
 STEERS = KINDS[2:]
 
 
+Count = Annotated[int, Ge(1)]
+
+
 @dataclass(frozen=True)
 class PriorConfig:
     """Shape of the network and how it is trained. `dim` 0 means: take it from the item vectors."""
 
-    dim: int = 0
-    width: int = 256
-    depth: int = 4
-    heads: int = 4
-    context_width: int = 128
-    max_history: int = 50
-    noise_shift: float = 4.0  # see flow.levels
-    batch_size: int = 128
-    targets: int = 8  # noised targets per person and step; they share the person's keys and values
-    steps: int = 400
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    ema_decay: float = 0.995
-    checkpoint_every: int = 100
+    dim: Annotated[int, Ge(0)] = 0
+    width: Count = 256
+    depth: Count = 4
+    heads: Count = 4
+    context_width: Count = 128
+    max_history: Count = 50
+    noise_shift: Annotated[float, Gt(0)] = 4.0  # see flow.levels
+    batch_size: Count = 128
+    targets: Count = 8  # noised targets per person and step; they share the person's keys and values
+    steps: Count = 400
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.995
+    checkpoint_every: Count = 100
+
+    def __post_init__(self) -> None:
+        if self.context_width % self.heads:
+            raise ValueError(f"context_width={self.context_width} is not a multiple of heads={self.heads}")
 
 
 @dataclass
@@ -85,11 +93,8 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
-        if config.dim < 1 or config.context_width % config.heads:
-            raise ValueError(
-                f"PriorConfig needs dim >= 1 and context_width divisible by heads, not dim={config.dim}, "
-                f"context_width={config.context_width}, heads={config.heads}"
-            )
+        if config.dim < 1:
+            raise ValueError(f"PriorConfig.dim is {config.dim}: the network needs that of the item vectors")
         self.config = config
         width, inner = config.width, config.context_width
         self.item = nn.Linear(config.dim, inner)

@@ -21,8 +21,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
 from encoders.bridge import read_folder, write_folder
 from encoders.ridge import CHUNK, fit_ridge
@@ -33,11 +35,11 @@ NOISE = 0.01  # an R² of this size counts half: chance alone gives a few thousa
 
 @dataclass(frozen=True)
 class FusionConfig:
-    dim: int = 128
-    modality_dim: int = 128  # principal components kept per modality
-    shrinkage: float = 10.0  # 0 whitens fully; large leaves the modality's own geometry
-    use_dim: int = 32  # coordinates given to what is used together, when there are pairs
-    use_weight: float = 0.7  # their weight beside the content's 1
+    dim: Annotated[int, Ge(1)] = 128
+    modality_dim: Annotated[int, Ge(1)] = 128  # principal components kept per modality
+    shrinkage: Annotated[float, Ge(0)] = 10.0  # 0 whitens fully; large leaves the modality's own geometry
+    use_dim: Annotated[int, Ge(0)] = 32  # coordinates given to what is used together, when there are pairs
+    use_weight: Annotated[float, Ge(0)] = 0.7  # their weight beside the content's 1
 
 
 @dataclass(frozen=True)

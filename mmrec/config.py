@@ -2,7 +2,7 @@
 
 A workspace keeps its own copy as ``recipe.yaml``; every command reads its options there, so that a command typed by
 hand and ``mmrec run`` make the same artifacts. The options of the models (``retriever``, ``prior``, ...) are passed to
-the config dataclass of the room that owns them, which rejects names it does not know.
+the config dataclass of the room that owns them, which knows their names and ranges (`mmrec.stages.configure`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from mmrec.errors import MmrecError
 from mmrec.workspace import write_text
@@ -65,12 +65,13 @@ class Evaluation(_Strict):
     """Options of baselines by name; what is not named here has its default."""
     one_seed: list[str] = []
     """Recommenders that are measured with the first seed only."""
-    seeds: list[int] = [0]
-    ks: list[int] = [10, 20]
-    people: int | None = None
+    seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
+    ks: list[PositiveInt] = Field(default=[10, 20], min_length=1)
+    people: PositiveInt | None = None
     """At most so many people are asked (drawn by seed); null means everyone."""
-    claims: list[str] = ["popularity", "item_knn", "mean_history"]
-    """Baselines that the report compares ours with in words, with a paired test."""
+    claims: list[str] | None = None
+    """Baselines that the report compares ours with in words, with a paired test; null: popularity, item_knn and
+    mean_history, those of them that are measured."""
 
 
 class Recipe(_Strict):
@@ -105,8 +106,9 @@ class Recipe(_Strict):
         try:
             recipe = Recipe.model_validate(raw)
         except ValidationError as error:
-            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise MmrecError(f"{path}: {told}", mend="see docs/recipes.md for the names a recipe may use") from error
+            raise MmrecError(
+                f"{path}: {in_words(error)}", mend="see docs/recipes.md for the names a recipe may use"
+            ) from error
         source = recipe.source
         for name in ("catalog", "log", "media_root"):
             value: Path | None = getattr(source, name)
@@ -118,3 +120,8 @@ class Recipe(_Strict):
         """Write the recipe atomically."""
         text = yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
         write_text(path, text)
+
+
+def in_words(error: ValidationError) -> str:
+    """What is wrong with which option, in one line."""
+    return "; ".join(": ".join(filter(None, [".".join(map(str, e["loc"])), e["msg"]])) for e in error.errors())

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from mmrec.catalog import Catalog, ingest_catalog
-from mmrec.config import Recipe
+from mmrec.config import Recipe, in_words
 from mmrec.embedding import FROM_FILES, MODALITIES, ShardEncoder, media_of, write_embeddings
 from mmrec.engines import Engine, LocalEngine
 from mmrec.errors import MmrecError
@@ -316,12 +316,8 @@ def tokenize(workspace: Workspace, recipe: Recipe) -> Built:
     """
     from retrieval.semantic_ids import assign_unique, describe_prefixes, diagnostics, make_tokenizer
 
-    choice = dict(recipe.tokenizer)
-    name = choice.pop("name", "residual_kmeans")
-    try:
-        tokenizer = make_tokenizer(name, **choice)
-    except (TypeError, ValueError) as error:
-        raise MmrecError(f"the recipe's section tokenizer: {error}", mend="see docs/tokenizers.md") from error
+    tokenizer = configure(make_tokenizer, {"name": "residual_kmeans"} | recipe.tokenizer, "tokenizer")
+    name = tokenizer.name
     if "histories" in tokenizer.needs and not has_log(workspace):
         raise MmrecError(
             f"the tokenizer {name} learns from who used what, and there is no log of it",
@@ -616,11 +612,42 @@ def _encode_additions(workspace: Workspace, folder: Path) -> None:
 # -- the whole path ----------------------------------------------------------------------------------------------------
 
 
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe that a later stage would refuse, before hours are spent on the first.
+
+    Raises:
+        MmrecError: naming the section of the recipe and the option.
+    """
+    from diffusion.decoders import decoder_names
+    from diffusion.network import PriorConfig
+    from encoders.fusion import FusionConfig
+    from encoders.registry import encoder_names
+    from mmrec.evaluation.stage import contenders
+    from retrieval.model import RetrieverConfig
+    from retrieval.semantic_ids import make_tokenizer
+
+    for part, names, known in (
+        ("encoders", recipe.encoders, encoder_names()),
+        ("decoders", recipe.decoders, decoder_names()),
+    ):
+        families = {name.partition(":")[0] for name in known}
+        for medium, name in names:
+            folder = part == "decoders" and name is not None and Path(name).is_dir()
+            if name is not None and name.partition(":")[0] not in families and not folder:
+                raise MmrecError(f"{part}.{medium} names {name!r}", mend=f"use one of: {', '.join(known)}")
+    configure(FusionConfig, recipe.fusion, "fusion")
+    configure(make_tokenizer, {"name": "residual_kmeans"} | recipe.tokenizer, "tokenizer")
+    configure(RetrieverConfig, recipe.retriever, "retriever")
+    configure(PriorConfig, recipe.prior or {}, "prior")
+    contenders(recipe)
+
+
 def run(workspace: Workspace, recipe: Recipe) -> list[Built]:
     """Run every stage that is stale, in order. Without a log it stops at search; with one it goes on to evaluation."""
     from mmrec.evaluation.stage import evaluate
     from mmrec.hybrid import TooFewEvents, calibrate
 
+    check(recipe)
     recipe.save(workspace.root / "recipe.yaml")
     path: list[tuple[str, Callable[[Workspace, Recipe], Built]]] = [
         ("embed", embed),
@@ -662,18 +689,20 @@ def _tell(name: str, built: bool) -> None:
 # -- helpers -----------------------------------------------------------------------------------------------------------
 
 
-def configure(config: type[Config], options: dict[str, Any], where: str) -> Config:
-    """Build a config dataclass from a recipe's options.
+def configure(config: Callable[..., Config], options: dict[str, Any], where: str) -> Config:
+    """Build a config dataclass, or whatever else is made of options, from those of a recipe.
 
     Raises:
-        MmrecError: naming the section of the recipe, if an option is unknown or out of range.
+        MmrecError: naming the section of the recipe, if an option is unknown, of another type or out of range.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        return config(**options)
-    except (TypeError, ValueError) as error:
-        raise MmrecError(
-            f"the recipe's section {where}: {error}", mend="see docs/recipes.md for the options"
-        ) from error
+        made = config(**options)
+        return cast("Config", TypeAdapter(config).validate_python(options)) if is_dataclass(config) else made
+    except (KeyError, TypeError, ValueError) as error:
+        told = in_words(error) if isinstance(error, ValidationError) else error.args[0]
+        raise MmrecError(f"the recipe's section {where}: {told}", mend="see docs/recipes.md for the options") from error
 
 
 def _inputs(workspace: Workspace, *stages: str) -> dict[str, str]:

@@ -12,13 +12,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retrieval.trie import Trie
+
+Count = Annotated[int, Ge(1)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Dropout = Annotated[float, Interval(ge=0, lt=1)]
+LearningRate = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
@@ -27,28 +33,32 @@ class RetrieverConfig:
     an item that was trained on has a vector of its own, beside content and code. Validation chooses the last three, by
     NDCG@`choose_at`: the epochs to stop after, what codes count beside the dense head."""
 
-    dim: int = 128
-    blocks: int = 2
-    heads: int = 4
-    dropout: float = 0.3
-    max_history: int = 50
-    epochs: int = 20
-    code_epochs: int = 6
-    batch_size: int = 64
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    patience: int = 4
-    choose_at: int = 10
-    full_softmax_up_to: int = 5_000
-    negatives: int = 512
-    queries: float = 1.0
+    dim: Count = 128
+    blocks: Count = 2
+    heads: Count = 4
+    dropout: Dropout = 0.3
+    max_history: Count = 50
+    epochs: Count = 20
+    code_epochs: Annotated[int, Ge(0)] = 6
+    batch_size: Count = 64
+    learning_rate: LearningRate = 4e-3
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    warmup: Share = 0.05
+    patience: Count = 4
+    choose_at: Count = 10
+    full_softmax_up_to: Annotated[int, Ge(0)] = 5_000
+    negatives: Count = 512
+    queries: Share = 1.0
     residual: bool = True
-    depth_hidden: int = 128
-    depth_width: int = 128
-    stop_after: int | None = None
-    codes_stop_after: int | None = None
-    fusion_weight: float = 0.3
+    depth_hidden: Count = 128
+    depth_width: Count = 128
+    stop_after: Count | None = None
+    codes_stop_after: Annotated[int, Ge(0)] | None = None
+    fusion_weight: Share = 0.3
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
 
 
 class ItemTower(nn.Module):
@@ -209,8 +219,6 @@ class SequenceModel(nn.Module):
     ) -> None:
         """buckets: how many prefixes the decoder tells apart; 0 takes as many as there are items, or a little more."""
         super().__init__()
-        if config.dim % config.heads:
-            raise ValueError(f"dim={config.dim} is not a multiple of heads={config.heads}")
         self.config = config
         self.sizes = tuple(int(size) for size in sizes)
         self.tower = ItemTower(config.dim, vectors, codes, self.sizes, seen)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -23,7 +23,7 @@ from mmrec.config import Recipe
 from mmrec.errors import MmrecError
 from mmrec.interactions import Queries, Split
 from mmrec.progress import progress
-from mmrec.stages import Built, fit_prior, fit_retriever, load_split, load_vectors, validation_of
+from mmrec.stages import Built, configure, fit_prior, fit_retriever, load_split, load_vectors, validation_of
 from mmrec.workspace import Workspace, fingerprint_of
 
 if TYPE_CHECKING:
@@ -80,24 +80,56 @@ def contenders(recipe: Recipe) -> list[str]:
     """Names of what is measured: keys of `ROWS` and names of baselines.
 
     Raises:
-        MmrecError: for a name that is neither.
+        MmrecError: for a name that is neither, for options that a baseline does not take, and for a claim about what
+            is not measured.
     """
     from retrieval.baselines import baseline_names, published_names
 
-    known = [*ROWS, *baseline_names(), *published_names()]
+    baselines = [*baseline_names(), *published_names()]
+    known = [*ROWS, *baselines]
     dreams = [] if recipe.prior is None else ["prior", "regression"]
     names = recipe.evaluation.recommenders or ["retriever", *dreams, *baseline_names()]
-    for name in [*names, *recipe.evaluation.baselines, *recipe.evaluation.one_seed]:
+    for name in [*names, *recipe.evaluation.one_seed]:
         if name not in known:
             raise MmrecError(f"evaluation names {name!r}", mend=f"use names out of: {', '.join(known)}")
+    for name in recipe.evaluation.baselines:
+        if name not in baselines:
+            raise MmrecError(f"evaluation.baselines names {name!r}", mend=f"use names out of: {', '.join(baselines)}")
+        baseline_options(recipe, name)
+    for name in recipe.evaluation.claims or []:
+        if name not in names or "retriever" not in names:
+            raise MmrecError(
+                f"evaluation.claims names {name!r}, and the retriever and {name} are not both measured",
+                mend="name both in evaluation.recommenders",
+            )
     return names
+
+
+def baseline_options(recipe: Recipe, name: str) -> dict[str, Any]:
+    """What a baseline is made with: its config, or its options where it has none.
+
+    Raises:
+        MmrecError: naming the section of the recipe, if an option is unknown or out of range.
+    """
+    from retrieval.baselines import baseline_class
+    from retrieval.model import RetrieverConfig
+
+    where, options = f"evaluation.baselines.{name}", recipe.evaluation.baselines.get(name, {})
+    accepts = signature(baseline_class(name)).parameters
+    if "config" not in accepts:
+        configure(baseline_class(name), options, where)
+        return options
+    default = accepts["config"].default
+    if isinstance(default, RetrieverConfig):  # ours without content and codes is trained as ours is
+        options = recipe.retriever | options
+    return {"config": configure(type(default), asdict(default) | options, where)}
 
 
 def _measure(workspace: Workspace, recipe: Recipe, inputs: Mapping[str, str], folder: Path) -> None:
     import pandas as pd
 
     from mmrec import results
-    from mmrec.evaluation.harness import claims_against, summarise_seeds, verdict
+    from mmrec.evaluation.harness import BASELINES, claims_against, summarise_seeds, verdict
     from mmrec.evaluation.report import About, write_report
 
     frames: dict[str, list[pd.DataFrame]] = {}
@@ -114,7 +146,9 @@ def _measure(workspace: Workspace, recipe: Recipe, inputs: Mapping[str, str], fo
     pd.concat(summaries, ignore_index=True).to_parquet(folder / "summary.parquet", index=False)
 
     first = frames[recipe.evaluation.protocols[0]][0]
-    verdicts = verdict(first, claims_against("retriever", recipe.evaluation.claims))
+    ks, measured = recipe.evaluation.ks, contenders(recipe)
+    rivals = recipe.evaluation.claims or [name for name in BASELINES if {name, "retriever"} <= set(measured)]
+    verdicts = verdict(first, claims_against("retriever", rivals, f"ndcg@{10 if 10 in ks else ks[0]}"))
     about = About(
         dataset=recipe.name,
         split=load_split(workspace, recipe, refit=recipe.evaluation.protocols[0] == "refit")[2].name,
@@ -251,17 +285,10 @@ def _baseline(study: Study, name: str) -> Any:
 
 def _fitted(study: Study, name: str, split: Split, **given: Any) -> Any:
     from retrieval.baselines import baseline_class
-    from retrieval.model import RetrieverConfig
 
-    options: dict[str, Any] = dict(study.recipe.evaluation.baselines.get(name, {}))
-    kept = f"{name}-{study.protocol}-{fingerprint_of(options)}"
+    kept = f"{name}-{study.protocol}-{fingerprint_of(study.recipe.evaluation.baselines.get(name, {}))}"
     accepts = signature(baseline_class(name)).parameters
-    if "config" in accepts:
-        default = accepts["config"].default
-        if isinstance(default, RetrieverConfig):  # ours without content and codes is trained as ours is
-            options = study.recipe.retriever | options
-        options = {"config": replace(default, **options)}
-    options |= {key: value for key, value in given.items() if key in accepts}
+    options = baseline_options(study.recipe, name) | {key: value for key, value in given.items() if key in accepts}
     with progress(f"fitting {name}, {study.protocol}, seed {study.seed}", unit="epochs") as tick:
         if "checkpoint_dir" in accepts:
             options |= {"checkpoint_dir": study.models / kept, "progress": tick}

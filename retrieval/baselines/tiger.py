@@ -13,15 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retrieval.baselines.fitting import fit, grouped
 from retrieval.baselines.t5 import T5Speller, people_at_once
+from retrieval.model import Count, Dropout, LearningRate, Share
 from retrieval.ranking import Ranked, check_allowed, check_histories, liked_part, padded, recall_and_ndcg
 from retrieval.semantic_ids import SemanticIds, assign_unique, make_tokenizer
 from retrieval.training import fingerprint_of
@@ -39,22 +41,22 @@ class TigerConfig:
     epoch: a search takes its time."""
 
     tokenizer: str = "residual_kmeans"
-    dim: int = 128
-    layers: int = 4
-    heads: int = 6
-    head_dim: int = 64
-    feed_forward: int = 1024
-    dropout: float = 0.1
-    max_history: int = 20
-    beam: int = 50
-    epochs: int = 100
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    patience: int = 10
-    stop_after: int | None = None
-    validation_people: int = 1000
+    dim: Count = 128
+    layers: Count = 4
+    heads: Count = 6
+    head_dim: Count = 64
+    feed_forward: Count = 1024
+    dropout: Dropout = 0.1
+    max_history: Count = 20
+    beam: Count = 50
+    epochs: Count = 100
+    batch_size: Count = 256
+    learning_rate: LearningRate = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    warmup: Share = 0.05
+    patience: Count = 10
+    stop_after: Count | None = None
+    validation_people: Count = 1000
 
 
 class Tiger:

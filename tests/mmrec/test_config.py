@@ -99,19 +99,11 @@ def test_relative_paths_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_the_recipes_of_the_repository_are_sound(file: Path) -> None:
-    from diffusion.prior import PriorConfig
-    from encoders.fusion import FusionConfig
-    from mmrec.stages import configure
-    from retrieval.model import RetrieverConfig
-    from retrieval.semantic_ids import make_tokenizer
+    from mmrec.stages import check
 
     loaded = Recipe.load(file)
     assert loaded.name == file.stem
-    configure(FusionConfig, loaded.fusion, "fusion")
-    configure(RetrieverConfig, loaded.retriever, "retriever")
-    if loaded.prior is not None:
-        configure(PriorConfig, loaded.prior, "prior")
-    make_tokenizer(**loaded.tokenizer)
+    check(loaded)
 
 
 def test_the_repository_has_recipes() -> None:

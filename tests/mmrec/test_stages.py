@@ -1,5 +1,6 @@
 """The stages over the small, really built workspace: what is skipped, what is built again, what is learnt from what."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -159,11 +160,52 @@ def test_vectors_learn_nothing_from_what_is_asked_for_later(mine: Workspace) -> 
     assert isinstance(histories, Histories)
 
 
-def test_options_nobody_knows_name_their_section() -> None:
-    from encoders.fusion import FusionConfig
+@pytest.mark.parametrize(
+    ("slip", "told"),
+    [
+        ("encoders: {audio: ear}", r"encoders.audio names 'ear'\n.*musicnn"),
+        ("decoders: {image: brush}", r"decoders.image names 'brush'\n.*builtin_image"),
+        ("fusion: {colour: red}", r"section fusion: .*colour"),
+        ("fusion: {dim: wide}", r"section fusion: dim: .*integer"),
+        ("tokenizer: {name: letters}", r"section tokenizer: .*'letters'.*residual_kmeans"),
+        ("tokenizer: {levels: 0}", r"section tokenizer: levels=0"),
+        ("retriever: {dropout: 30}", r"section retriever: dropout: .*less than 1"),
+        ("retriever: {dim: 130}", r"section retriever: dim=130 is not a multiple of heads=4"),
+        ("retriever: {choose_at: 0, epochs: ten}", r"epochs: .*; choose_at: "),
+        ("prior: {steps: 0}", r"section prior: steps"),
+        ("prior: {heads: 3}", r"section prior: context_width=128 is not a multiple of heads=3"),
+        ("evaluation: {recommenders: [item_nn]}", r"evaluation names 'item_nn'\n.*item_knn"),
+        ("evaluation: {baselines: {prior: {steps: 8}}}", r"evaluation.baselines names 'prior'\n.*item_knn"),
+        ("evaluation: {baselines: {item_knn: {colour: red}}}", r"evaluation.baselines.item_knn: .*colour"),
+        ("evaluation: {baselines: {sasrec: {dropout: 30}}}", r"evaluation.baselines.sasrec: dropout: .*less than 1"),
+        ("evaluation: {recommenders: [retriever], claims: [item_knn]}", r"claims names 'item_knn'.*\n.*recommenders"),
+    ],
+)
+def test_a_slip_in_the_recipe_is_told_before_anything_is_done(tmp_path: Path, slip: str, told: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(slip)
+    with pytest.raises(MmrecError, match=told):
+        stages.run(Workspace(tmp_path / "workspace"), Recipe.load(tmp_path / "recipe.yaml"))
+    assert not (tmp_path / "workspace").exists()
 
-    with pytest.raises(MmrecError, match=r"section fusion: .*colour"):
-        stages.configure(FusionConfig, {"colour": "red"}, "fusion")
+
+def test_numbers_as_yaml_reads_them() -> None:
+    """2e-3 without a point is words to YAML."""
+    from retrieval.model import RetrieverConfig
+
+    config = stages.configure(RetrieverConfig, {"learning_rate": "2e-3", "stop_after": 3.0}, "retriever")
+    assert config == RetrieverConfig(learning_rate=0.002, stop_after=3)
+
+
+def test_an_evaluation_claims_only_what_it_measured(mine: Workspace) -> None:
+    recipe = recipe_of(mine)
+    verdicts = {}
+    for names in (["retriever", "popularity"], ["popularity"]):
+        recipe.evaluation = Evaluation(recommenders=names, ks=[5])
+        artifact, _ = evaluate(mine, recipe)
+        verdicts[len(names)] = json.loads((artifact.path / "verdicts.json").read_text())
+    assert len(verdicts[2]) == 1
+    assert "popularity" in verdicts[2][0]
+    assert verdicts[1] == []
 
 
 def test_a_recipe_without_a_source(tmp_path: Path) -> None:
