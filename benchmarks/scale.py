@@ -182,7 +182,7 @@ def near(vectors: np.ndarray, n: int) -> np.ndarray:
     return unit_rows(chosen + 0.5 / math.sqrt(DIM) * random.standard_normal(chosen.shape, dtype=np.float32))
 
 
-@stage("train retriever", "one epoch over 100,000 events, 512 sampled negatives", "event")
+@stage("train retriever", "an epoch of items and six of codes, each over 100,000 events, 512 sampled negatives", "event")
 def train_retriever(folder: Path, items: int) -> Numbers:
     from retrieval.model import RetrieverConfig
     from retrieval.semantic_ids import SemanticIds
@@ -373,7 +373,7 @@ def table(found: dict[str, dict[int, Numbers]], sizes: list[int]) -> str:
 
 
 def duration(seconds: float, unit: str) -> str:
-    per = f" a {unit}" if unit else ""
+    per = f" {'an' if unit[0] in 'aeiou' else 'a'} {unit}" if unit else ""
     for limit, factor, name in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms")):
         if seconds < limit:
             return f"{seconds * factor:.3g} {name}{per}"
