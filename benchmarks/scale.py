@@ -182,7 +182,7 @@ def near(vectors: np.ndarray, n: int) -> np.ndarray:
     return unit_rows(chosen + 0.5 / math.sqrt(DIM) * random.standard_normal(chosen.shape, dtype=np.float32))
 
 
-@stage("train retriever", "an epoch of items and six of codes, each over 100,000 events, 512 sampled negatives", "event")
+@stage("train retriever", "an epoch of items, six of codes; 100,000 events, 512 sampled negatives", "event")
 def train_retriever(folder: Path, items: int) -> Numbers:
     from retrieval.model import RetrieverConfig
     from retrieval.semantic_ids import SemanticIds

@@ -69,6 +69,22 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def _of_product(a: torch.Tensor, b: torch.Tensor, *_: Any, **__: Any) -> int:
+    """FLOPs of a product of matrices, one of which may be sparse: PyTorch counts its zeros, too."""
+    if b.layout != torch.strided:
+        return 2 * a.shape[0] * b._nnz()
+    return 2 * (a.numel() if a.layout == torch.strided else a._nnz()) * b.shape[1]
+
+
+def _of_samples(wanted: torch.Tensor, a: torch.Tensor, *_: Any, **__: Any) -> int:
+    """FLOPs of some dot products of rows, which PyTorch does not count."""
+    return 2 * wanted._nnz() * a.shape[1]
+
+
+_of_product._get_raw = _of_samples._get_raw = True  # type: ignore[attr-defined]  # tensors, not their shapes
+SPARSE = {torch.ops.aten.mm: _of_product, torch.ops.aten.sparse_sampled_addmm: _of_samples}
+
+
 def flops_per_event(data: Data, config: RetrieverConfig, model: SequenceModel) -> tuple[float, float]:
     """Multiplications and additions of forward and backward for one event: of the items' part, of the codes' part."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -83,7 +99,7 @@ def flops_per_event(data: Data, config: RetrieverConfig, model: SequenceModel) -
                 model.requires_grad_(False)
                 assert model.decoder is not None
                 model.decoder.requires_grad_(True)
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=SPARSE) as counter:
                 module(torch.from_numpy(batch).to(device), negatives, None).backward()
             counted[part] += counter.get_total_flops()
     events = sum(int((batch >= 0).sum()) for batch in some)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from retrieval.model import RetrieverConfig
     from retrieval.retriever import Retriever
     from retrieval.semantic_ids import Context as ItemContext
+    from retrieval.semantic_ids import ItemTokenizer
 
 Built = tuple[Artifact, bool]
 Config = TypeVar("Config")
@@ -314,9 +315,9 @@ def tokenize(workspace: Workspace, recipe: Recipe) -> Built:
 
     A tokenizer that needs more than vectors gets the training part of the log, or the vectors of each modality.
     """
-    from retrieval.semantic_ids import assign_unique, describe_prefixes, diagnostics, make_tokenizer
+    from retrieval.semantic_ids import assign_unique, describe_prefixes, diagnostics
 
-    tokenizer = configure(make_tokenizer, {"name": "residual_kmeans"} | recipe.tokenizer, "tokenizer")
+    tokenizer = _tokenizer_of(recipe)
     name = tokenizer.name
     if "histories" in tokenizer.needs and not has_log(workspace):
         raise MmrecError(
@@ -352,6 +353,12 @@ def tokenize(workspace: Workspace, recipe: Recipe) -> Built:
         write_text(folder / "labels.json", json.dumps({"/".join(map(str, k)): v for k, v in labels.items()}, indent=0))
 
     return workspace.build("ids", inputs, options, write)
+
+
+def _tokenizer_of(recipe: Recipe) -> ItemTokenizer:
+    from retrieval.semantic_ids import make_tokenizer
+
+    return configure(make_tokenizer, {"name": "residual_kmeans"} | recipe.tokenizer, "tokenizer")
 
 
 def _context_for(needs: Sequence[str], workspace: Workspace, recipe: Recipe) -> ItemContext:
@@ -624,7 +631,6 @@ def check(recipe: Recipe) -> None:
     from encoders.registry import encoder_names
     from mmrec.evaluation.stage import contenders
     from retrieval.model import RetrieverConfig
-    from retrieval.semantic_ids import make_tokenizer
 
     for part, names, known in (
         ("encoders", recipe.encoders, encoder_names()),
@@ -632,11 +638,12 @@ def check(recipe: Recipe) -> None:
     ):
         families = {name.partition(":")[0] for name in known}
         for medium, name in names:
-            folder = part == "decoders" and name is not None and Path(name).is_dir()
-            if name is not None and name.partition(":")[0] not in families and not folder:
+            if name is None or name.partition(":")[0] in families:
+                continue
+            if part == "encoders" or not ("/" in name or Path(name).is_dir()):  # a decoder may be a folder
                 raise MmrecError(f"{part}.{medium} names {name!r}", mend=f"use one of: {', '.join(known)}")
     configure(FusionConfig, recipe.fusion, "fusion")
-    configure(make_tokenizer, {"name": "residual_kmeans"} | recipe.tokenizer, "tokenizer")
+    _tokenizer_of(recipe)
     configure(RetrieverConfig, recipe.retriever, "retriever")
     configure(PriorConfig, recipe.prior or {}, "prior")
     contenders(recipe)

@@ -146,8 +146,9 @@ def _measure(workspace: Workspace, recipe: Recipe, inputs: Mapping[str, str], fo
     pd.concat(summaries, ignore_index=True).to_parquet(folder / "summary.parquet", index=False)
 
     first = frames[recipe.evaluation.protocols[0]][0]
-    ks, measured = recipe.evaluation.ks, contenders(recipe)
-    rivals = recipe.evaluation.claims or [name for name in BASELINES if {name, "retriever"} <= set(measured)]
+    ks, rivals = recipe.evaluation.ks, recipe.evaluation.claims
+    if rivals is None:
+        rivals = [name for name in BASELINES if {name, "retriever"} <= set(contenders(recipe))]
     verdicts = verdict(first, claims_against("retriever", rivals, f"ndcg@{10 if 10 in ks else ks[0]}"))
     about = About(
         dataset=recipe.name,
